@@ -1,0 +1,104 @@
+"""The plain values that every stage takes: the model, its cut over ranks, and the options of a build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Format = Literal["fp8", "dense"]
+BLOCK = 128  # side of a released FP8 scale block, in elements
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding: base, rotated width of a head, and the scaling (``rope_scaling`` of config.json)."""
+
+    theta: float
+    rotary_dim: int
+    scaling: tuple[tuple[str, object], ...] = ()  # sorted items, so that the value stays hashable
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What of config.json is compiled. Field names are the field's standard terms, not config.json's keys."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int  # width of one expert
+    experts: int
+    top_k: int
+    vocab: int
+    eps: float
+    context: int  # max_position_embeddings
+    rope: Rope
+    bos: int | None
+    eos: tuple[int, ...]
+    name: str = "minimax_m2"
+
+    @property
+    def q_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class WeightFormats:
+    """How each linear of the checkpoint is stored.
+
+    ``fp8`` holds module names: ``model.layers.3.self_attn.q_proj`` or ``model.layers.3.mlp.experts``.
+    ``dtypes`` gives the stored dtype of every other tensor by its graph name (see trace/names.py):
+    "bf16", "f32" or "f16"; absent means bf16.
+    """
+
+    fp8: frozenset[str] = frozenset()
+    dtypes: tuple[tuple[str, str], ...] = ()
+
+    def of(self, module: str) -> Format:
+        return "fp8" if module in self.fp8 else "dense"
+
+    def dtype(self, tensor: str) -> str:
+        return dict(self.dtypes).get(tensor, "bf16")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """The cut over GPUs. ``ep`` divides ``tp``: rank r holds expert group r // (tp // ep), and inside it
+    slice r % (tp // ep) of every expert's intermediate width."""
+
+    tp: int = 1
+    ep: int = 1
+    dp: int = 1
+    rank: int = 0
+
+    @property
+    def moe_tp(self) -> int:
+        return self.tp // self.ep
+
+    @property
+    def ep_rank(self) -> int:
+        return self.rank // self.moe_tp
+
+    @property
+    def moe_tp_rank(self) -> int:
+        return self.rank % self.moe_tp
+
+    def at(self, rank: int) -> Mapping:
+        return Mapping(self.tp, self.ep, self.dp, rank)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `mm2c build` was asked for, after defaults were resolved."""
+
+    mapping: Mapping = field(default_factory=Mapping)
+    engine: str = "onnxruntime"
+    context: int = 0  # 0: the model's own
+    max_rows: int = 8
+    prefill_chunk: int = 512
+    all_logits: bool = False

@@ -1,0 +1,177 @@
+"""How a rank's tensor is made of checkpoint tensors: a small expression tree with a JSON form.
+
+Trace writes the recipe of each full tensor, sharding passes narrow it, lowerings change its layout; the repacker
+evaluates it once, reading only the bytes it names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+DType = Literal["e4m3", "bf16", "f32", "f16"]
+ITEMSIZE: dict[str, int] = {"e4m3": 1, "bf16": 2, "f32": 4, "f16": 2}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor of the checkpoint, whole."""
+
+    key: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A table made from the configuration: ``rope_cos`` or ``rope_sin`` of [positions, rotary_dim / 2] f32.
+
+    ``args`` is the sorted items of: theta, rotary_dim, positions, and the rope scaling's own keys.
+    """
+
+    kind: Literal["rope_cos", "rope_sin"]
+    shape: tuple[int, ...]
+    args: tuple[tuple[str, Any], ...]
+    dtype: DType = "f32"
+
+
+@dataclass(frozen=True)
+class Slice:
+    of: Recipe
+    axis: int
+    start: int
+    stop: int
+
+    @property
+    def dtype(self) -> DType:
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        s = self.of.shape
+        return (*s[: self.axis], self.stop - self.start, *s[self.axis + 1 :])
+
+
+@dataclass(frozen=True)
+class Concat:
+    parts: tuple[Recipe, ...]
+    axis: int
+
+    @property
+    def dtype(self) -> DType:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        s = self.parts[0].shape
+        return (*s[: self.axis], sum(p.shape[self.axis] for p in self.parts), *s[self.axis + 1 :])
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Parts of equal shape along a new first axis (the experts of a layer)."""
+
+    parts: tuple[Recipe, ...]
+
+    @property
+    def dtype(self) -> DType:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.parts), *self.parts[0].shape)
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """Block-scaled e4m3 over the last two axes -> f32: w[n, k] * scale[n // block_n, k // block_k]."""
+
+    weight: Recipe
+    scale: Recipe
+    block_n: int
+    block_k: int
+
+    @property
+    def dtype(self) -> DType:
+        return "f32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+
+@dataclass(frozen=True)
+class Cast:
+    of: Recipe
+    to: DType
+
+    @property
+    def dtype(self) -> DType:
+        return self.to
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+
+@dataclass(frozen=True)
+class Transpose:
+    of: Recipe
+    perm: tuple[int, ...]
+
+    @property
+    def dtype(self) -> DType:
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.of.shape[p] for p in self.perm)
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """First half and second half along ``axis`` become alternating rows (gate 0, up 0, gate 1, up 1 …)."""
+
+    of: Recipe
+    axis: int
+
+    @property
+    def dtype(self) -> DType:
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Grow ``axis`` to ``to`` entries, the new ones holding ``value``."""
+
+    of: Recipe
+    axis: int
+    to: int
+    value: float = 0.0
+
+    @property
+    def dtype(self) -> DType:
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        s = self.of.shape
+        return (*s[: self.axis], self.to, *s[self.axis + 1 :])
+
+
+Recipe = Union[Source, Computed, Slice, Concat, Stack, Dequantize, Cast, Transpose, Interleave, Pad]
+
+
+@dataclass
+class RankGraph:
+    """A dialect graph whose initializers carry shape and dtype but no data, and the recipe of each of them."""
+
+    model: ir.Model
+    recipes: dict[str, Recipe] = field(default_factory=dict)

@@ -1,0 +1,119 @@
+"""``manifest.json``: what a bundle holds and how its rank programs are run. Written by the compiler, read here.
+
+A rank program is a chain of segments cut at the collectives: segment 0, collective 0, segment 1, … The values
+that travel between segments are named; a collective reads one value of every rank and writes another.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FORMAT = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelInfo(_Frozen):
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    experts: int
+    top_k: int
+    intermediate: int
+    vocab: int
+    context: int
+    bos: int | None
+    eos: list[int]
+
+
+class MappingInfo(_Frozen):
+    tp: int
+    ep: int
+    dp: int = 1
+
+
+class Limits(_Frozen):
+    """Sizes fixed at build. ``context``: tokens a row can hold; ``max_rows``: rows decoded together;
+    ``prefill_chunk``: tokens of one prefill step."""
+
+    context: int
+    max_rows: int
+    prefill_chunk: int
+
+
+class Collective(_Frozen):
+    """``all_reduce`` sums ``input`` over the ranks of each group; ``all_gather`` concatenates along ``axis``."""
+
+    kind: Literal["all_reduce", "all_gather"]
+    input: str
+    output: str
+    axis: int = -1
+    groups: list[list[int]]
+
+
+class Segment(_Frozen):
+    """One ONNX file. ``inputs``/``outputs`` are graph value names in order; weights are external data."""
+
+    file: str
+    inputs: list[str]
+    outputs: list[str]
+
+
+class KvSpec(_Frozen):
+    """Cache of one rank: per layer ``k_cache.{l}`` and ``v_cache.{l}`` of [rows, kv_heads, context, head_dim]."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: Literal["f32", "bf16", "fp8"]
+
+
+class RankProgram(_Frozen):
+    rank: int
+    segments: list[Segment]
+    collectives: list[Collective]  # one fewer than segments
+    weights: str
+    kv: KvSpec
+
+
+class Lowering(_Frozen):
+    """``in_place``: the cache outputs may be bound to the cache inputs. ``padded``: rows shorter than the
+    step's width are allowed (new_len < S); otherwise a step is S = 1, or B = 1 with new_len = S."""
+
+    ranks: list[RankProgram]
+    in_place: bool
+    padded: bool
+
+
+class CheckpointInfo(_Frozen):
+    source: str  # folder or hub id, as given
+    revision: str | None
+    identity: str  # sha256 over config.json, the index and every tensor's header
+    format: Literal["fp8", "bf16", "mixed"]
+
+
+class FileEntry(_Frozen):
+    sha256: str
+    bytes: int
+
+
+class Manifest(_Frozen):
+    format: int = FORMAT
+    mm2c_version: str
+    engine: Literal["onnxruntime", "cuda", "tensorrt-rtx", "tensorrt"]
+    model: ModelInfo
+    mapping: MappingInfo
+    limits: Limits
+    logits: Literal["last", "all"]
+    checkpoint: CheckpointInfo | None  # None: built from config.json alone, cannot be served
+    lowerings: dict[str, Lowering]  # "fast" and "portable"
+    libraries: dict[str, str]  # name -> version at build
+    files: dict[str, FileEntry]  # every other file of the bundle, by path relative to it
