@@ -1,0 +1,86 @@
+"""`mm2c build`: checkpoint in, bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from mm2c.cli.console import Bars, out, print_json, user_errors
+
+
+def build(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder or hub id (MiniMaxAI/MiniMax-M2.7). Default: this folder if it is an M2 checkpoint, else "
+            "$MM2C_CHECKPOINT, else the only M2 in the hub cache."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Bundle folder. Default: ./NAME-tpN, NAME the checkpoint's."),
+    ] = None,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks, one GPU each.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel groups; divides --tp.")] = 1,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Keep the released FP8 weights (refused where the checkpoint has none).")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="auto (default: the best this machine can run), onnxruntime, cuda, tensorrt-rtx, tensorrt.")
+    ] = "auto",
+    context: Annotated[
+        int, typer.Option(min=0, help="Tokens a row can hold. Default: the model's, at most 32768 on a CPU.")
+    ] = 0,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows decoded together.")] = 8,
+    prefill_chunk: Annotated[int, typer.Option(min=1, help="Tokens of one prefill step.")] = 512,
+    all_logits: Annotated[
+        bool, typer.Option("--all-logits", help="Logits of every token (prompt logprobs); default: each row's last.")
+    ] = False,
+    config_only: Annotated[
+        bool, typer.Option("--config-only", help="Graphs of all ranks from config.json alone: no weights are read.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Redo every stage.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Compile a MiniMax-M2 checkpoint into a bundle that Triton Inference Server serves.
+
+    The output appears whole or not at all. The same inputs with the same output are "up to date".
+
+      mm2c build MiniMaxAI/MiniMax-M2.7 --tp 4 --fp8 -o m2
+
+      mm2c build --tp 4 --fp8          (in the checkpoint's folder)
+
+      mm2c build config.json --tp 4 --config-only -o graphs
+    """
+    with user_errors():
+        from mm2c.pipeline import BuildRequest, build_bundle
+
+        report = build_bundle(
+            BuildRequest(
+                source=checkpoint,
+                revision=revision,
+                output=output,
+                tp=tp,
+                ep=ep,
+                fp8=fp8,
+                engine=engine,
+                context=context,
+                max_rows=max_rows,
+                prefill_chunk=prefill_chunk,
+                all_logits=all_logits,
+                config_only=config_only,
+                force=force,
+                cache=not no_cache,
+            ),
+            Bars(),
+        )
+        if as_json:
+            print_json(report.as_json())
+            return
+        for line in report.lines():
+            out.print(escape(line), soft_wrap=True)

@@ -1,0 +1,99 @@
+"""What every verb prints with: two consoles, a progress display, and the frame that turns errors into exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mm2c.errors import UserError
+from mm2c.progress import Stage
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+INTERRUPTED = 130
+
+
+class _BarStage:
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, amount: int = 1) -> None:
+        self._bars.advance(self._task, amount)
+
+
+class Bars:
+    """Progress bars on stderr; plain lines where stderr is no terminal, so that logs stay readable."""
+
+    def __init__(self) -> None:
+        self._live = err.is_terminal
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%") if total else TextColumn(""),
+            TimeElapsedColumn(),
+            TimeRemainingColumn() if total else TextColumn(""),
+        )
+        if not self._live:
+            err.print(f"· {title}")
+        with Progress(*columns, console=err, transient=True, disable=not self._live) as bars:
+            yield _BarStage(bars, bars.add_task(title, total=total))
+
+    def note(self, text: str) -> None:
+        err.print(escape(text))
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable answer on stdout, one document, never wrapped or coloured."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def fail(error: Exception, exit_code: int) -> None:
+    """Print what, where and the remedy to stderr and leave."""
+    err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    raise typer.Exit(exit_code)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A user's mistake becomes a message and an exit status; Ctrl-C and SIGTERM leave as such. Defects stay loud.
+
+    ``MM2C_TRACEBACK=1`` shows the traceback of a user error too.
+    """
+    from mm2c_runtime.errors import BundleError, RequestError
+
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("MM2C_TRACEBACK"):
+            raise
+        fail(error, error.exit_code)
+    except (BundleError, RequestError) as error:
+        if os.environ.get("MM2C_TRACEBACK"):
+            raise
+        fail(error, 2)
+    except KeyboardInterrupt:
+        err.print("[yellow]interrupted[/]: nothing was left half-written")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)

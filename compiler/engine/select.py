@@ -1,0 +1,49 @@
+"""Which engine a build takes on this machine, and why."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from mm2c.errors import UserError
+
+BUILDABLE = ("onnxruntime",)
+KNOWN = ("auto", "onnxruntime", "cuda", "tensorrt-rtx", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Choice:
+    engine: str
+    reason: str
+
+
+def gpu_name() -> str | None:
+    """Name of the first NVIDIA GPU as nvidia-smi tells it, or None where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    asked = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    lines = asked.stdout.strip().splitlines()
+    return lines[0].strip() if asked.returncode == 0 and lines else None
+
+
+def select_engine(asked: str) -> Choice:
+    """Resolve ``--engine``. Raises UserError for an engine that does not exist or is not built by this version."""
+    if asked not in KNOWN:
+        raise UserError(f"no engine is called '{asked}'", remedy=f"one of: {', '.join(KNOWN)}")
+    if asked != "auto":
+        if asked not in BUILDABLE:
+            raise UserError(
+                f"this version of mm2c does not build the {asked} engine yet",
+                where="--engine",
+                remedy="--engine onnxruntime (or auto); the README's support table says what each version builds",
+            )
+        return Choice(asked, "asked for")
+    gpu = gpu_name()
+    if gpu is None:
+        return Choice("onnxruntime", "no NVIDIA GPU on this machine")
+    best = "tensorrt" if find_spec("tensorrt") else "cuda"
+    return Choice("onnxruntime", f"{gpu} is here, but this version does not build the {best} engine yet; runs on the CPU")

@@ -1,0 +1,148 @@
+"""A bundle's logits against the reference: prefill, chunked prefill, and a ragged batch of decode steps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm2c_runtime.manifest import Manifest
+from mm2c_runtime.step import RowStep, StepBatch
+
+if TYPE_CHECKING:
+    from mm2c.progress import Progress
+    from mm2c.verify.reference import Reference
+    from mm2c_runtime.executors.base import Executor
+
+TOLERANCE = 1e-5  # max |Δlogits| over max |logits|, both in fp32
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """``error`` and ``scale``: max |Δlogits| and max |reference logits|; ``flips``: greedy tokens that differ."""
+
+    lowering: str
+    case: str
+    positions: int
+    error: float
+    scale: float
+    flips: int
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= TOLERANCE * self.scale and self.flips == 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "relative": self.error / self.scale, "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One row: its prompt, the reference's greedy tokens and their logits f32[steps + 1, vocab]."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logits: NDArray[np.float32]
+
+
+def prompts(vocab: int, context: int, chunk: int, rows: int, steps: int, seed: int = 0) -> list[list[int]]:
+    """Ragged random prompts: one token, a few, around a chunk's border, and odd lengths in between."""
+    rng = np.random.default_rng(seed)
+    room = context - steps - 1
+    wanted = [1, 7, chunk, chunk + 1, 2 * chunk + 3, 33, 5, 64, 19, 2]
+    lengths = [max(1, min(length, room)) for length in (wanted * -(-rows // len(wanted)))[:rows]]
+    return [rng.integers(0, vocab, length).tolist() for length in lengths]
+
+
+def trajectories(reference: Reference, some: list[list[int]], steps: int, progress: Progress) -> list[Trajectory]:
+    with progress.stage("reference: transformers, fp32", len(some)) as stage:
+        found = []
+        for prompt in some:
+            tokens, logits = reference.run(prompt, steps)
+            found.append(Trajectory(prompt, tokens, logits))
+            stage.advance()
+    return found
+
+
+def _last(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Last position of each row: programs with all-token logits return [rows, S, vocab]."""
+    return logits if logits.ndim == 2 else logits[:, -1]
+
+
+def _prefill(executor: Executor, row: int, prompt: list[int], chunk: int) -> NDArray[np.float32]:
+    logits = None
+    for start in range(0, len(prompt), chunk):
+        part = prompt[start : start + chunk]
+        step = RowStep(row=row, tokens=part, past_len=start, new_len=len(part), sample=False)
+        logits = executor.forward(StepBatch(step_id=start, kind="prefill", rows=[step]))
+    assert logits is not None
+    return _last(logits)[0]
+
+
+def _result(lowering: str, case: str, got: list[NDArray[np.float32]], want: list[NDArray[np.float32]]) -> CaseResult:
+    pairs = list(zip(got, want, strict=True))
+    return CaseResult(
+        lowering=lowering,
+        case=case,
+        positions=len(pairs),
+        error=max(float(np.abs(a - b).max()) for a, b in pairs),
+        scale=max(float(np.abs(b).max()) for b in want),
+        flips=sum(int(a.argmax()) != int(b.argmax()) for a, b in pairs),
+    )
+
+
+def compare(
+    executor: Executor, lowering: str, rows: list[Trajectory], chunk: int, progress: Progress
+) -> list[CaseResult]:
+    """All cases of one executor. Every row decodes the reference's own tokens, so that one flip stays one flip."""
+    steps = len(rows[0].tokens) - 1
+    first = [r.logits[0] for r in rows]
+    with progress.stage(f"{lowering}: prefill, chunked prefill, {steps} decode steps", 2 * len(rows) + steps) as stage:
+        results = []
+        for case, size in (("chunked prefill", max(1, chunk // 3)), ("prefill", chunk)):
+            got = []
+            for index, row in enumerate(rows):
+                got.append(_prefill(executor, index, row.prompt, size))
+                stage.advance()
+            results.append(_result(lowering, case, got, first))
+        decoded: list[NDArray[np.float32]] = []
+        for n in range(steps):
+            batch = [
+                RowStep(row=i, tokens=[r.tokens[n]], past_len=len(r.prompt) + n, new_len=1, sample=False)
+                for i, r in enumerate(rows)
+            ]
+            decoded += list(_last(executor.forward(StepBatch(step_id=n, kind="decode", rows=batch))))
+            stage.advance()
+        want = [r.logits[n + 1] for n in range(steps) for r in rows]
+        results.append(_result(lowering, f"decode, {len(rows)} ragged rows", decoded, want))
+    return results
+
+
+def verify_bundle(
+    bundle: Path,
+    manifest: Manifest,
+    reference: Reference,
+    lowerings: list[str],
+    steps: int,
+    rows: int,
+    progress: Progress,
+) -> list[CaseResult]:
+    """Every lowering of a bundle against the reference, in this process (ranks in lockstep)."""
+    from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
+
+    limits = manifest.limits
+    count = min(rows, limits.max_rows)
+    chunk = min(limits.prefill_chunk, 48)  # crosses chunk borders with short prompts
+    some = prompts(manifest.model.vocab, limits.context, chunk, count, steps)
+    expected = trajectories(reference, some, steps, progress)
+    results = []
+    for lowering in lowerings:
+        executor = OnnxRuntimeExecutor(bundle, manifest, lowering=lowering)
+        try:
+            results += compare(executor, lowering, expected, chunk, progress)
+        finally:
+            executor.close()
+    return results

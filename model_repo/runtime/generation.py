@@ -1,0 +1,184 @@
+"""From a checked request to what the engine runs: prompt ids, sampling, stops, limits."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from mm2c_runtime.errors import BundleError
+from mm2c_runtime.options import invalid
+from mm2c_runtime.requests import GenerateRequest
+from mm2c_runtime.step import SamplingParams
+
+
+class Template(Protocol):
+    """Renders a conversation to prompt text (``mm2c_runtime.chat.ChatTemplate``)."""
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
+    ) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What ``generation_config.json`` says where a request is silent."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    eos: frozenset[int] = frozenset()
+    max_tokens: int | None = None
+
+    @classmethod
+    def load(cls, path: Path, *, eos: Sequence[int] = ()) -> GenerationDefaults:
+        """Reads the file; a missing one or a missing key leaves sampling unfiltered. ``eos`` is used where the
+        file names none. ``do_sample: false`` is temperature 0."""
+        config: dict[str, Any] = {}
+        if path.exists():
+            try:
+                config = json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise BundleError(
+                    f"not valid JSON: {error}", where=str(path), remedy="build the bundle again"
+                ) from None
+
+        def value(name: str, default: Any) -> Any:
+            return default if config.get(name) is None else config[name]
+
+        named = value("eos_token_id", list(eos))
+        return cls(
+            temperature=0.0 if config.get("do_sample") is False else float(value("temperature", 1.0)),
+            top_k=int(value("top_k", 0)),
+            top_p=float(value("top_p", 1.0)),
+            min_p=float(value("min_p", 0.0)),
+            repetition_penalty=float(value("repetition_penalty", 1.0)),
+            eos=frozenset([named] if isinstance(named, int) else named),
+            max_tokens=config.get("max_new_tokens"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A request ready for the scheduler. ``bad_words`` are token sequences; ``echo`` is prompt text to repeat."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+    max_tokens: int
+    min_tokens: int
+    stop_tokens: frozenset[int]
+    stop: tuple[str, ...]
+    bad_words: tuple[tuple[int, ...], ...]
+    logprobs: int | None
+    parse: bool
+    starts_in_reasoning: bool
+    tools: tuple[dict[str, Any], ...] | None
+    echo: str
+    stream: bool
+    timeout: float | None
+    priority: int
+
+
+class Preparer:
+    """Renders, tokenises and resolves defaults. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        defaults: GenerationDefaults,
+        *,
+        context: int,
+        vocab: int,
+        will_reason: Callable[[str], bool],
+    ) -> None:
+        self.tokenizer, self.template, self.defaults = tokenizer, template, defaults
+        self.context, self.vocab = context, vocab
+        self._will_reason = will_reason
+
+    def prepare(self, request: GenerateRequest) -> Generation:
+        """Raises RequestError INVALID_ARGUMENT where the prompt or an id does not fit this model."""
+        options, defaults = request.options, self.defaults
+        text = self._prompt_text(request)
+        prompt = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if not prompt:
+            raise invalid("the prompt has no tokens")
+        end = defaults.eos if options.end_id is None else frozenset([options.end_id])
+        stop_tokens = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end)
+        for name, ids in (("stop_token_ids", options.stop_token_ids), ("end_id", end)):
+            for token in ids:
+                if token >= self.vocab:
+                    raise invalid(f"{name}: {token} is not in the vocabulary of {self.vocab} tokens")
+
+        def chosen(asked: Any, default: Any) -> Any:
+            return default if asked is None else asked
+
+        return Generation(
+            prompt=prompt,
+            sampling=SamplingParams(
+                temperature=chosen(options.temperature, defaults.temperature),
+                top_k=chosen(options.top_k, defaults.top_k),
+                top_p=chosen(options.top_p, defaults.top_p),
+                min_p=chosen(options.min_p, defaults.min_p),
+                repetition_penalty=chosen(options.repetition_penalty, defaults.repetition_penalty),
+                presence_penalty=options.presence_penalty,
+                frequency_penalty=options.frequency_penalty,
+                seed=secrets.randbits(64) if options.seed is None else options.seed,
+            ),
+            max_tokens=self._max_tokens(len(prompt), options.max_tokens),
+            min_tokens=options.min_tokens,
+            stop_tokens=stop_tokens,
+            stop=options.stop,
+            bad_words=self._bad_words(options.bad_words),
+            logprobs=options.logprobs,
+            parse=request.parse,
+            starts_in_reasoning=request.parse and self._will_reason(text),
+            tools=request.tools,
+            echo=text if options.echo else "",
+            stream=options.stream,
+            timeout=options.timeout,
+            priority=options.priority,
+        )
+
+    def _prompt_text(self, request: GenerateRequest) -> str:
+        if request.text_input is not None:
+            return request.text_input
+        assert request.messages is not None
+        tools = list(request.tools) if request.tools else None
+        return self.template.render(
+            list(request.messages), tools, add_generation_prompt=True, **request.template_options
+        )
+
+    def _max_tokens(self, prompt: int, asked: int | None) -> int:
+        left = self.context - prompt
+        if left < 1:
+            raise invalid(f"the prompt has {prompt} tokens; the context holds {self.context} with the answer")
+        if asked is None:
+            return min(left, self.defaults.max_tokens or left)
+        if asked > left:
+            raise invalid(
+                f"max_tokens: {asked} with a prompt of {prompt} tokens is more than the context of "
+                f"{self.context}; at most {left}"
+            )
+        return asked
+
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Each word as it is spelled at the start of a text and after a space."""
+        spelled = []
+        for word in words:
+            for text in {word, " " + word.lstrip()}:
+                ids = tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+                if ids:
+                    spelled.append(ids)
+        return tuple(dict.fromkeys(spelled))

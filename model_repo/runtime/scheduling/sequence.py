@@ -1,0 +1,45 @@
+"""One request as the scheduler sees it: token ids, limits, and where its cache is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ReadOnlyList
+from dataclasses import dataclass, field
+
+from mm2c_runtime.scheduling.allowed import AllowedTokens
+from mm2c_runtime.step import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """``past_len``: positions of ``prompt + generated`` already in the cache row. ``row`` is -1 while waiting.
+
+    ``deadline`` is on the clock that the scheduler is asked with. ``stop_tokens`` end the request once
+    ``min_tokens`` have been generated; ``allowed`` restricts what may be sampled.
+    """
+
+    id: str
+    prompt: ReadOnlyList[int]
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    min_tokens: int = 0
+    stop_tokens: frozenset[int] = frozenset()
+    allowed: AllowedTokens | None = None
+    logprobs: int | None = None
+    priority: int = 0
+    deadline: float | None = None
+    arrival: int = 0
+    row: int = -1
+    past_len: int = 0
+    generated: list[int] = field(default_factory=list)
+
+    @property
+    def prefilled(self) -> bool:
+        return self.past_len >= len(self.prompt)
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the sampler needs the history of this sequence."""
+        sampling = self.sampling
+        return bool(
+            sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
+        )

@@ -1,0 +1,35 @@
+"""Checkpoints for the tests. ``tests/fixtures`` is importable: ``from random_checkpoint import ...``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+sys.path.insert(0, str(FIXTURES))
+
+
+@pytest.fixture(scope="session")
+def tiny_m2() -> Path:
+    """The trained demo checkpoint."""
+    return FIXTURES / "tiny-m2"
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Keyword arguments of write_random_checkpoint -> folder. Equal arguments share one folder: do not write to it."""
+    from random_checkpoint import write_random_checkpoint
+
+    made: dict[str, Path] = {}
+
+    def make(**options: Any) -> Path:
+        key = repr(sorted(options.items()))
+        if key not in made:
+            made[key] = write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), **options)
+        return made[key]
+
+    return make
