@@ -1,0 +1,40 @@
+"""The compiler's own ONNX operators (domain ``mm2c``), one module each, and their registry.
+
+``mm2c.dialect.ops`` maps an op's name to its OpSpec. Importing this package registers the schemas and does not
+import torch; ``register_torch()`` does.
+"""
+
+from __future__ import annotations
+
+from mm2c.dialect import (
+    attention,
+    dist_collective,
+    fp8_linear,
+    moe_experts_dense,
+    moe_experts_fp8,
+    moe_routing,
+    qk_sum_squares,
+)
+from mm2c.dialect.schema import DOMAIN, OPSET, VERSION
+from mm2c.dialect.spec import OpSpec, TorchOp
+
+ops: dict[str, OpSpec] = {
+    module.SPEC.name: module.SPEC
+    for module in (
+        fp8_linear,
+        qk_sum_squares,
+        attention,
+        moe_routing,
+        moe_experts_fp8,
+        moe_experts_dense,
+        dist_collective,
+    )
+}
+
+
+def register_torch() -> dict[str, TorchOp]:
+    """Every op as a torch custom op, by ONNX name. Imports torch; safe to call again."""
+    return {name: spec.register_torch() for name, spec in ops.items()}
+
+
+__all__ = ["DOMAIN", "OPSET", "VERSION", "OpSpec", "TorchOp", "ops", "register_torch"]

@@ -1,0 +1,7 @@
+"""Tracing the official transformers module into the dialect. Importing this package imports no torch."""
+
+from __future__ import annotations
+
+from mm2c.trace.graph import check_recipes, trace
+
+__all__ = ["check_recipes", "trace"]

@@ -108,6 +108,7 @@ class FileEntry(_Frozen):
 class Manifest(_Frozen):
     format: int = FORMAT
     mm2c_version: str
+    build_key: str  # sha256 of everything that decided the content; equal keys, equal bundles
     engine: Literal["onnxruntime", "cuda", "tensorrt-rtx", "tensorrt"]
     model: ModelInfo
     mapping: MappingInfo

@@ -20,6 +20,7 @@ def bundle(tmp_path: Path) -> Path:
     )  # fmt: skip
     manifest = Manifest(
         mm2c_version="0",
+        build_key="0",
         engine="onnxruntime",
         model=model,
         mapping=MappingInfo(tp=1, ep=1),

@@ -1,0 +1,84 @@
+"""What attention over rows and over pages share: norm from sums of squares, partial RoPE, masked GQA."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mm2c.dialect.body import FLOAT, INT64, Body
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def normalise(b: Body, x: str, column: int, total: str, weight: str) -> str:
+    """x · rsqrt(s[..., column] / total + eps) in f32, rounded to the type of x, times weight over the whole width."""
+    square_sum = b.Slice("s", b.ints(column), b.ints(column + 1), b.ints(2))
+    mean = b.Div(square_sum, b.Cast(b.attribute(total), to=FLOAT))
+    inverse = b.Reciprocal(b.Sqrt(b.Add(mean, b.attribute("eps"))))
+    scaled = b.CastLike(b.Mul(b.Cast(x, to=FLOAT), inverse), x)
+    return str(b.Mul(b.CastLike(weight, x), scaled))
+
+
+def query_positions(b: Body) -> str:
+    """past_len[b] + i as i64[B, S]."""
+    steps = b.Range(b.int(0), b.size("q", 1), b.int(1))
+    return str(b.Add(b.Unsqueeze(b.Cast("past_len", to=INT64), b.ints(1)), steps))
+
+
+def split_heads(b: Body, x: str, heads: str) -> str:
+    """[B, S, heads·D] → [B, heads, S, D]."""
+    shape = b.join(b.ints(0, 0), b.attribute(heads), b.attribute("head_dim"))
+    return str(b.Transpose(b.Reshape(x, shape), perm=[0, 2, 1, 3]))
+
+
+def rotate(b: Body, x: str, positions: str) -> str:
+    """Partial NeoX RoPE of x[B, heads, S, D]; positions past the table's end (padding) take its last row."""
+    last = b.Sub(b.size("cos", 0), b.int(1))
+    clipped = b.Min(positions, last)
+    cos, sin = b.CastLike("cos", x), b.CastLike("sin", x)
+    return str(b.RotaryEmbedding(x, cos, sin, clipped, rotary_embedding_dim=b.ref("rotary_dim")))
+
+
+def attend(b: Body, q: str, keys: str, values: str, positions: str) -> str:
+    """q[B, Hq, S, D] over keys and values [B, Hkv, L, D] with mask kv_pos <= position → [B, S, Hq·D]."""
+    slots = b.Range(b.int(0), b.size(keys, 2), b.int(1))
+    seen = b.LessOrEqual(slots, b.Unsqueeze(positions, b.ints(2)))
+    out = b.Attention(
+        q, b.CastLike(keys, q), b.CastLike(values, q), b.Unsqueeze(seen, b.ints(1)), scale=b.ref("scale")
+    )
+    return str(b.Reshape(b.Transpose(out, perm=[0, 2, 1, 3]), b.ints(0, 0, -1)))
+
+
+def normalise_reference(x: Tensor, square_sum: Tensor, total: int, eps: float, weight: Tensor) -> Tensor:
+    """x[B, S, N], square_sum f32[B, S] → [B, S, N]."""
+    import torch
+
+    inverse = torch.rsqrt(square_sum[..., None] / total + eps)
+    return weight.to(x.dtype) * (x.float() * inverse).to(x.dtype)
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> Tensor:
+    """x[B, S, heads, D], cos and sin [P, r/2], positions i64[B, S]."""
+    import torch
+
+    at = positions.clamp(max=cos.shape[0] - 1)
+    c, s = cos[at].to(x.dtype)[:, :, None], sin[at].to(x.dtype)[:, :, None]
+    half = cos.shape[1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * c - second * s, second * c + first * s, rest], -1)
+
+
+def attend_reference(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    """q[B, S, Hq, D], keys and values [B, Hkv, L, D], positions [B, S] → [B, S, Hq·D]."""
+    import torch
+
+    seen = torch.arange(keys.shape[2], device=q.device) <= positions[:, None, :, None]
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        keys.to(q.dtype),
+        values.to(q.dtype),
+        attn_mask=seen,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).flatten(2)

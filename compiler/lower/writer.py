@@ -1,0 +1,116 @@
+"""Writing nodes into a graph that is being lowered: at a place, with names that tell where they belong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from mm2c.weights.recipe import Cast, Dequantize, Recipe, Transpose
+
+CONTRIB = "com.microsoft"
+_TYPES = {
+    "f32": ir.DataType.FLOAT,
+    "bf16": ir.DataType.BFLOAT16,
+    "f16": ir.DataType.FLOAT16,
+    "e4m3": ir.DataType.FLOAT8E4M3FN,
+}
+
+
+def as_f32(recipe: Recipe) -> Recipe:
+    """The tensor in f32; e4m3 needs its scale, see ``dequantized``."""
+    if recipe.dtype == "e4m3":
+        raise ValueError("an e4m3 tensor is not cast but dequantised with its scale")
+    return recipe if recipe.dtype == "f32" else Cast(recipe, "f32")
+
+
+def dequantized(weight: Recipe, scale: Recipe, node: ir.Node) -> Recipe:
+    """The f32 tensor of an FP8 weight; the block is the node's."""
+    return Dequantize(weight, scale, node.attributes["block_n"].as_int(), node.attributes["block_k"].as_int())
+
+
+def transposed(recipe: Recipe) -> Recipe:
+    """A matrix with its axes exchanged."""
+    if isinstance(recipe, Transpose) and recipe.perm == (1, 0):
+        return recipe.of
+    return Transpose(recipe, (1, 0))
+
+
+class Writer:
+    """Adds nodes before one node of ``model``; every name begins with ``scope``, so runs agree on all names."""
+
+    def __init__(self, model: ir.Model, recipes: dict[str, Recipe], before: ir.Node, scope: str) -> None:
+        self._graph = model.graph
+        self._recipes = recipes
+        self._before = before
+        self._scope = scope
+
+    def emit(
+        self, op: str, inputs: list[ir.Value | None], name: str, *, domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> tuple[ir.Value, ...]:
+        """Append a node; outputs are f32 values named ``scope.name`` (``.1``, ``.2`` … after the first)."""
+        node = ir.node(op, inputs, attributes, domain=domain, num_outputs=outputs, name=f"{self._scope}.{name}")
+        for i, value in enumerate(node.outputs):
+            value.name = f"{self._scope}.{name}" + (f".{i}" if i else "")
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        self._graph.insert_before(self._before, node)
+        return tuple(node.outputs)
+
+    def one(self, op: str, inputs: list[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
+        """``emit`` of a node with one output."""
+        return self.emit(op, inputs, name, **attributes)[0]
+
+    def contrib(self, op: str, inputs: list[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
+        """``one`` of ONNX Runtime's own domain."""
+        return self.emit(op, inputs, name, domain=CONTRIB, **attributes)[0]
+
+    def constant(self, name: str, data: float | list[int] | NDArray[Any]) -> ir.Value:
+        """A small constant held in the graph, shared by its name: f32 for a float, i64 for a list of ints."""
+        known = self._graph.initializers.get(name)
+        if known is not None:
+            return known
+        array = np.asarray(data, np.float32 if isinstance(data, float) else None)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+    def weight(self, name: str, recipe: Recipe) -> ir.Value:
+        """A tensor of the lowering's weights file."""
+        return add_weight(self._graph, self._recipes, name, recipe)
+
+    def replace(self, node: ir.Node, values: list[ir.Value]) -> None:
+        """Let ``values`` stand for the node's outputs, under the outputs' names where the graph returns them,
+        and remove the node."""
+        outputs = self._graph.outputs
+        for old, new in zip(node.outputs, values, strict=True):
+            new.shape = new.shape or old.shape
+            new.type = old.type or new.type
+            old.replace_all_uses_with(new, replace_graph_outputs=False)
+            for i, output in enumerate(outputs):
+                if output is old:
+                    name, old.name = old.name, None
+                    new.name = name
+                    outputs[i] = new
+        self._graph.remove(node, safe=True)
+
+
+def add_weight(graph: ir.Graph, recipes: dict[str, Recipe], name: str, recipe: Recipe) -> ir.Value:
+    """Add (or replace under the same name) an initializer without data."""
+    value = ir.Value(name=name, shape=ir.Shape(recipe.shape), type=ir.TensorType(_TYPES[recipe.dtype]))
+    graph.initializers[name] = value
+    recipes[name] = recipe
+    return value
+
+
+def drop_unused(model: ir.Model, recipes: dict[str, Recipe]) -> None:
+    """Remove nodes and tensors that nothing reads any more."""
+    outputs = {id(value) for value in model.graph.outputs}
+    for node in reversed(list(model.graph)):
+        if not any(value.uses() or id(value) in outputs for value in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name in [n for n, v in model.graph.initializers.items() if not v.uses() and id(v) not in outputs]:
+        del model.graph.initializers[name]
+        recipes.pop(name, None)

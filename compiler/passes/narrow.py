@@ -1,0 +1,66 @@
+"""Narrowing a recipe: a slice is pushed down to the checkpoint tensors, so that no byte outside it is read."""
+
+from __future__ import annotations
+
+from mm2c.weights.recipe import Cast, Concat, Recipe, Slice, Stack
+
+
+def narrow(recipe: Recipe, axis: int, start: int, stop: int) -> Recipe:
+    """The entries [start, stop) of ``recipe`` along ``axis``.
+
+    Rewrite rules:
+      1. the whole axis            -> the recipe itself
+      2. Slice, same axis          -> one Slice with the offsets added
+      3. Cast                      -> Cast of the narrowed tensor
+      4. Stack, axis 0             -> Stack of the parts in range; other axes -> Stack of narrowed parts
+      5. Concat, its own axis      -> Concat of the parts (or their pieces) in range; other axes -> of each part
+      6. anything else             -> Slice around it
+
+    Raises:
+        ValueError: if the range is empty or leaves the tensor.
+    """
+    size = recipe.shape[axis]
+    if not 0 <= start < stop <= size:
+        raise ValueError(f"range [{start}, {stop}) is not inside axis {axis} of {recipe.shape}")
+    if (start, stop) == (0, size):
+        return recipe
+    if isinstance(recipe, Slice) and recipe.axis == axis:
+        return narrow(recipe.of, axis, recipe.start + start, recipe.start + stop)
+    if isinstance(recipe, Cast):
+        return Cast(narrow(recipe.of, axis, start, stop), recipe.to)
+    if isinstance(recipe, Stack):
+        if axis == 0:
+            return Stack(recipe.parts[start:stop])
+        return Stack(tuple(narrow(part, axis - 1, start, stop) for part in recipe.parts))
+    if isinstance(recipe, Concat):
+        if axis != recipe.axis:
+            return Concat(tuple(narrow(part, axis, start, stop) for part in recipe.parts), recipe.axis)
+        return _narrow_concat(recipe, start, stop)
+    return Slice(recipe, axis, start, stop)
+
+
+def join(parts: tuple[Recipe, ...], axis: int) -> Recipe:
+    """``Concat`` of the parts; stacks of equal length are joined part by part and stay stacks, which lets the
+    repacker hold one expert at a time."""
+    if len(parts) == 1:
+        return parts[0]
+    stacks = [part for part in parts if isinstance(part, Stack)]
+    if axis > 0 and len(stacks) == len(parts) and len({len(stack.parts) for stack in stacks}) == 1:
+        rows = zip(*(stack.parts for stack in stacks), strict=True)
+        return Stack(tuple(join(tuple(row), axis - 1) for row in rows))
+    flat: list[Recipe] = []
+    for part in parts:
+        flat.extend(part.parts if isinstance(part, Concat) and part.axis == axis else (part,))
+    return Concat(tuple(flat), axis)
+
+
+def _narrow_concat(recipe: Concat, start: int, stop: int) -> Recipe:
+    kept: list[Recipe] = []
+    offset = 0
+    for part in recipe.parts:
+        size = part.shape[recipe.axis]
+        low, high = max(start - offset, 0), min(stop - offset, size)
+        if low < high:
+            kept.append(narrow(part, recipe.axis, low, high))
+        offset += size
+    return join(tuple(kept), recipe.axis)

@@ -1,0 +1,149 @@
+"""Making the exporter's graph the compiler's own: no data, no leftovers, stable names, layers marked."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    IdentityEliminationPass,
+    RemoveUnusedNodesPass,
+)
+
+LAYER = "mm2c.layer"  # metadata of a node: the index of its decoder layer, absent outside the layers
+MODULE = "mm2c.module"  # metadata of a node: the module it comes from, by its canonical name
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def clean(model: ir.Model) -> ir.Model:
+    """Normalise an exported model in place and return it.
+
+    Afterwards initializers have no data, constants are folded and shared, every value has a dtype and every value
+    but shape vectors a shape; dimensions are called batch, seq and kv_len; each node carries MODULE and LAYER and is
+    named after them; nothing of the exporter's run (stack traces, versions) is left.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None:
+            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+        value.const_value = None
+    mark_modules(model.graph)
+    fold_shape_vectors(model.graph)
+    IdentityEliminationPass()(model)
+    CommonSubexpressionEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    for value in [v for v in model.graph.initializers.values() if not v.uses()]:
+        del model.graph.initializers[value.name or ""]
+    name_dimensions(model.graph)
+    complete_types(model.graph)
+    rename(model.graph)
+    model.producer_name, model.producer_version, model.doc_string = "mm2c", None, None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string, model.graph.name = None, "minimax_m2"
+    return model
+
+
+def mark_modules(graph: ir.Graph) -> None:
+    """Replace the exporter's metadata of nodes and values by MODULE and LAYER."""
+    for node in graph:
+        scopes = [s for s in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1] if s]
+        module = max(scopes, key=len, default="")
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+            output.doc_string = None
+        if module:
+            node.metadata_props[MODULE] = module
+        layer = re.match(r"model\.layers\.(\d+)(\.|$)", module)
+        if layer:
+            node.metadata_props[LAYER] = layer[1]
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def fold_shape_vectors(graph: ir.Graph) -> None:
+    """Concat, Reshape and Squeeze of integer constants become constants."""
+    known: dict[ir.Value, np.ndarray] = {}  # type: ignore[type-arg]
+    for node in list(graph):
+        if node.op_type == "Constant":
+            tensor = _constant(node)
+            if tensor is not None:
+                known[node.outputs[0]] = tensor
+            continue
+        if node.op_type not in ("Concat", "Reshape", "Squeeze") or node.domain:
+            continue
+        operands = [known.get(value) if value is not None else None for value in node.inputs]
+        arrays = [a for a in operands if a is not None]
+        if len(arrays) != len(operands):
+            continue
+        if node.op_type == "Concat":
+            result = np.concatenate(arrays)
+        else:
+            result = arrays[0].reshape(arrays[1] if node.op_type == "Reshape" else ())
+        folded = ir.node("Constant", [], attributes={"value": ir.tensor(result)})
+        folded.metadata_props.update(node.metadata_props)
+        graph.insert_before(node, folded)
+        known[folded.outputs[0]] = result
+        node.outputs[0].replace_all_uses_with(folded.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def _constant(node: ir.Node) -> np.ndarray | None:  # type: ignore[type-arg]
+    """The value of an integer Constant, else None."""
+    if "value" in node.attributes:
+        tensor = node.attributes["value"].as_tensor()
+        return tensor.numpy() if tensor.dtype == ir.DataType.INT64 else None
+    for kind in ("value_int", "value_ints"):
+        if kind in node.attributes:
+            return np.asarray(node.attributes[kind].value, dtype=np.int64)
+    return None
+
+
+def name_dimensions(graph: ir.Graph) -> None:
+    """Call the dynamic dimensions batch, seq and kv_len, in products too."""
+    ids, cache = graph.inputs[0], graph.inputs[3]
+    assert ids.shape is not None
+    assert cache.shape is not None
+    names = {str(ids.shape[0]): "batch", str(ids.shape[1]): "seq", str(cache.shape[2]): "kv_len"}
+    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.shape is not None:
+            named = [d if isinstance(d, int) else pattern.sub(lambda m: names[m[0]], str(d)) for d in value.shape]
+            value.shape = ir.Shape(named)
+
+
+def complete_types(graph: ir.Graph) -> None:
+    """Dtype and shape of the values that translations made without saying: transposed weights and indices."""
+    for node in graph:
+        value = node.outputs[0]
+        if node.op_type == "Transpose" and node.inputs[0] is not None and node.inputs[0].shape is not None:
+            source = node.inputs[0]
+            value.dtype = source.dtype
+            value.shape = ir.Shape([source.shape[p] for p in node.attributes["perm"].as_ints()])
+        elif node.op_type == "Constant":
+            constant = _constant(node)
+            if constant is not None:
+                value.dtype, value.shape = ir.DataType.INT64, ir.Shape(constant.shape)
+        elif value.dtype is None:
+            value.dtype = ir.DataType.INT64
+
+
+def rename(graph: ir.Graph) -> None:
+    """Name nodes and inner values ``module/OpType`` with a counter where one module has several."""
+    outside = {v.name for v in [*graph.inputs, *graph.outputs, *graph.initializers.values()]}
+    taken: dict[str, int] = {}
+    for node in graph:
+        module = node.metadata_props.get(MODULE, "step")
+        stem = f"{module}/{node.op_type}"
+        taken[stem] = taken.get(stem, 0) + 1
+        name = stem if taken[stem] == 1 else f"{stem}.{taken[stem] - 1}"
+        node.name = name
+        for index, output in enumerate(node.outputs):
+            if output.name not in outside:
+                output.name = name if len(node.outputs) == 1 else f"{name}:{index}"

@@ -1,0 +1,150 @@
+"""The answer to one request as it grows: token ids in, client events out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+from mm2c_runtime.detokenizer import Detokenizer, TokenBytes
+from mm2c_runtime.generation import Generation
+from mm2c_runtime.step import TokenLogprobs
+from mm2c_runtime.stop import StopStrings
+
+Event = dict[str, Any]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+class ParserDelta(Protocol):
+    """What the message parser yields (``mm2c_runtime.parsing.Delta``)."""
+
+    @property
+    def kind(self) -> str: ...  # "reasoning" | "content" | "call" | "arguments"
+    @property
+    def text(self) -> str: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+class Parser(Protocol):
+    """The message parser (``mm2c_runtime.parsing.MessageStream``)."""
+
+    def feed(self, text: str) -> Iterable[ParserDelta]: ...
+    def finish(self) -> Iterable[ParserDelta]: ...
+
+
+class Answer:
+    """Detokenises, cuts at stop strings, parses; ``take`` hands over what has become certain since the last call.
+
+    ``parser`` None passes the text on verbatim.
+    """
+
+    def __init__(
+        self, request_id: str, generation: Generation, token_bytes: TokenBytes, parser: Parser | None
+    ) -> None:
+        self.id, self.generation = request_id, generation
+        self.num_tokens = 0
+        self._detokenizer = Detokenizer(token_bytes)
+        self._stops = StopStrings(generation.stop)
+        self._parser = parser
+        self._called = False
+        self._text, self._reasoning = [generation.echo] if generation.echo else [], list[str]()
+        self._calls: list[dict[str, Any]] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[dict[str, Any]] = []
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string is complete."""
+        return self._stops.hit is not None
+
+    def add(self, token: int, logprobs: TokenLogprobs | None = None, *, silent: bool = False) -> None:
+        """One generated token; ``silent``: a stop token, counted but without text."""
+        self.num_tokens += 1
+        self._tokens.append(token)
+        if logprobs is not None:
+            self._logprobs.append({"token": token, "logprob": logprobs.chosen, "top": logprobs.top})
+        if silent:
+            return
+        text = self._detokenizer.feed((token,))
+        if self.num_tokens >= self.generation.min_tokens:
+            text = self._stops.feed(text)
+        self._parse(text)
+
+    def finish(self, reason: FinishReason) -> FinishReason:
+        """Flushes what was held back; returns the reason that the client is told."""
+        if not self.stopped:
+            self._parse(self._stops.feed(self._detokenizer.finish()))
+        if not self.stopped:
+            self._parse(self._stops.finish())
+        if self._parser is not None:
+            self._collect(self._parser.finish())
+        return "tool_calls" if reason == "stop" and self._called else reason
+
+    def take(self) -> Event | None:
+        """The next delta event; None while nothing can be shown (its tokens come with a later one)."""
+        if not (self._text or self._reasoning or self._calls):
+            return None
+        return self.flush()
+
+    def flush(self) -> Event | None:
+        """The next delta event even where it holds token ids only; None where there is nothing at all."""
+        if not (self._text or self._reasoning or self._calls or self._tokens):
+            return None
+        event: Event = {
+            "type": "delta",
+            "id": self.id,
+            "text": "".join(self._text),
+            "reasoning": "".join(self._reasoning),
+            "tool_calls": self._calls,
+            "token_ids": self._tokens,
+            "logprobs": self._logprobs if self.generation.logprobs is not None else None,
+        }
+        self._text, self._reasoning, self._calls, self._tokens, self._logprobs = [], [], [], [], []
+        return event
+
+    def _parse(self, text: str) -> None:
+        if not text:
+            return
+        if self._parser is None:
+            self._text.append(text)
+        else:
+            self._collect(self._parser.feed(text))
+
+    def _collect(self, deltas: Iterable[ParserDelta]) -> None:
+        for delta in deltas:
+            if delta.kind == "content":
+                self._text.append(delta.text)
+            elif delta.kind == "reasoning":
+                self._reasoning.append(delta.text)
+            elif delta.kind == "call":
+                self._called = True
+                self._calls.append(
+                    {"index": delta.index, "id": delta.id, "name": delta.name, "arguments": delta.text or ""}
+                )
+            elif self._calls and self._calls[-1]["index"] == delta.index:
+                self._calls[-1]["arguments"] += delta.text
+            else:
+                self._calls.append({"index": delta.index, "arguments": delta.text})
+
+
+def merge_deltas(first: Event, second: Event) -> Event:
+    """Two consecutive deltas of one request as one."""
+    calls = [dict(call) for call in first["tool_calls"]]
+    for call in second["tool_calls"]:
+        if calls and "name" not in call and calls[-1]["index"] == call["index"]:
+            calls[-1]["arguments"] += call["arguments"]
+        else:
+            calls.append(dict(call))
+    logprobs = None if first["logprobs"] is None else first["logprobs"] + (second["logprobs"] or [])
+    return {
+        **first,
+        "text": first["text"] + second["text"],
+        "reasoning": first["reasoning"] + second["reasoning"],
+        "tool_calls": calls,
+        "token_ids": first["token_ids"] + second["token_ids"],
+        "logprobs": logprobs,
+    }

@@ -1,0 +1,294 @@
+"""The engine: one thread that turns requests into steps and steps into events."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mm2c_runtime.answer import Answer, Event, FinishReason, Parser
+from mm2c_runtime.detokenizer import TokenBytes
+from mm2c_runtime.errors import Code, RequestError
+from mm2c_runtime.generation import Generation, Preparer
+from mm2c_runtime.options import invalid
+from mm2c_runtime.requests import GenerateRequest
+from mm2c_runtime.scheduling.allowed import AllowedTokens
+from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
+from mm2c_runtime.scheduling.sequence import Sequence
+from mm2c_runtime.engine_stats import Statistics
+from mm2c_runtime.step import StepBatch, StepResult
+
+OnEvent = Callable[[Event], None]
+log = logging.getLogger("mm2c.engine")
+
+
+class StepExecutor(Protocol):
+    """Runs steps (``mm2c_runtime.executors.base``). ConnectionError or EOFError from ``step`` means that a rank is
+    gone; any other exception is the fault of that step alone."""
+
+    def step(self, batch: StepBatch) -> StepResult: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request inside the engine thread."""
+
+    sequence: Sequence
+    answer: Answer
+    on_event: OnEvent
+
+
+class Engine:
+    """``submit`` and ``cancel`` may be called from any thread; events of a request come from the engine thread, in
+    order, ending with exactly one ``finish`` or ``error``. ``on_event`` must not block.
+
+    Events are dicts: started(id, num_input_tokens, seed) · delta(id, text, reasoning, tool_calls, token_ids,
+    logprobs) · finish(id, finish_reason, num_input_tokens, num_output_tokens, seed) · error(id, code, message).
+    """
+
+    def __init__(
+        self,
+        executor: StepExecutor,
+        scheduler: Scheduler,
+        preparer: Preparer,
+        token_bytes: TokenBytes,
+        parser: Callable[[Generation], Parser],
+    ) -> None:
+        self.preparer = preparer
+        self._executor, self._scheduler = executor, scheduler
+        self._token_bytes, self._new_parser = token_bytes, parser
+        self._running: dict[str, _Running] = {}  # engine thread only
+        self._statistics = Statistics()
+        self._commands: deque[tuple[str, Any]] = deque()
+        self._ids: set[str] = set()  # submitted and not ended
+        self._changed = threading.Condition()
+        self._refusal: str | None = None  # why nothing more is taken
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="mm2c-engine", daemon=True)
+        self._thread.start()
+
+    # Called from any thread
+
+    def submit(self, request_id: str, request: GenerateRequest, on_event: OnEvent) -> None:
+        """Renders and tokenises here, then queues. Raises RequestError; no event follows a raise."""
+        generation = self.preparer.prepare(request)
+        deadline = None if generation.timeout is None else time.monotonic() + generation.timeout
+        sequence = Sequence(
+            id=request_id,
+            prompt=generation.prompt,
+            max_tokens=generation.max_tokens,
+            sampling=generation.sampling,
+            min_tokens=generation.min_tokens,
+            stop_tokens=generation.stop_tokens,
+            allowed=_allowed(generation, self.preparer.vocab),
+            logprobs=generation.logprobs,
+            priority=generation.priority,
+            deadline=deadline,
+        )
+        answer = Answer(
+            request_id, generation, self._token_bytes, self._new_parser(generation) if generation.parse else None
+        )
+        with self._changed:
+            if self._refusal is not None:
+                raise RequestError("UNAVAILABLE", self._refusal)
+            if request_id in self._ids:
+                raise invalid(f"a request with id {request_id} is already running")
+            self._ids.add(request_id)
+            self._commands.append(("submit", _Running(sequence, answer, on_event)))
+            self._changed.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Ends the request with finish_reason "cancelled" before the next step; unknown ids are ignored."""
+        with self._changed:
+            if request_id in self._ids:
+                self._commands.append(("cancel", request_id))
+                self._changed.notify()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since start; see ``Statistics.report``."""
+        report = self._statistics.report()
+        return {**report, "running": self._scheduler.running, "waiting": self._scheduler.waiting}
+
+    @property
+    def alive(self) -> bool:
+        """False once the executor is lost or the engine closed."""
+        return self._refusal is None
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._ids)
+
+    def drain(self, timeout: float, reason: str = "the engine is shutting down") -> bool:
+        """Refuses new requests and waits for the present ones; True where all have ended."""
+        with self._changed:
+            self._refusal = self._refusal or reason
+            return self._changed.wait_for(lambda: not self._ids, timeout)
+
+    def close(self) -> None:
+        """Fails what is in flight with UNAVAILABLE, ends the thread, closes the executor."""
+        with self._changed:
+            self._refusal = self._refusal or "the engine is closed"
+            self._stopping = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._executor.close()
+
+    # The engine thread
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._expire()
+                self._step()
+        except Exception:
+            log.exception("the engine loop failed")
+            self._refuse("the engine has failed; see its log")
+        self._fail_all(self._refusal or "the engine is closed")
+
+    def _wait(self) -> bool:
+        """Carries out the commands, sleeping while there is nothing to do. False: stop."""
+        while True:
+            with self._changed:
+                while not (self._commands or self._running or self._stopping):
+                    self._changed.wait()
+                if self._stopping:
+                    return False
+                commands, self._commands = self._commands, deque()
+            for command, value in commands:
+                if command == "submit":
+                    self._start(value)
+                elif (running := self._running.get(value)) is not None:
+                    self._finish(running, "cancelled")
+            if self._running:
+                return True
+
+    def _start(self, running: _Running) -> None:
+        sequence = running.sequence
+        self._running[sequence.id] = running
+        log.info("request %s: %d prompt tokens, seed %d", sequence.id, len(sequence.prompt), sequence.sampling.seed)
+        self._scheduler.add(sequence)
+        self._send(
+            running,
+            {
+                "type": "started",
+                "id": sequence.id,
+                "num_input_tokens": len(sequence.prompt),
+                "seed": sequence.sampling.seed,
+            },
+        )
+
+    def _expire(self) -> None:
+        for sequence in self._scheduler.expired(time.monotonic()):
+            running = self._running[sequence.id]
+            limit, done = running.answer.generation.timeout, running.answer.num_tokens
+            self._error(running, "CANCELLED", f"the timeout of {limit:g} s ran out after {done} tokens")
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        batch = self._scheduler.next_batch()
+        planned = time.perf_counter()
+        if batch is None:
+            return
+        try:
+            result = self._executor.step(batch)
+        except (ConnectionError, EOFError) as error:
+            log.exception("the executor is gone")
+            self._refuse(f"the executor is gone: {error or type(error).__name__}")
+            self._fail_all(self._refusal or "")
+            return
+        except Exception as error:
+            log.exception("step %d (%s, %d rows) failed", batch.step_id, batch.kind, len(batch.rows))
+            outcomes = self._scheduler.fail(f"the step failed: {type(error).__name__}: {error}")
+            ran = time.perf_counter()
+        else:
+            ran = time.perf_counter()
+            outcomes = self._scheduler.apply(batch, result)
+        applied = time.perf_counter()
+        for outcome in outcomes:
+            self._take(outcome)
+        self._statistics.add(
+            batch,
+            forward=getattr(self._executor, "forward_seconds", None),
+            execute=ran - planned,
+            schedule=(planned - began) + (applied - ran),
+            detokenise=time.perf_counter() - applied,
+        )
+
+    def _take(self, outcome: Outcome) -> None:
+        running = self._running[outcome.sequence.id]
+        if outcome.token is None:
+            self._error(running, "INTERNAL", outcome.error or "the step failed")
+            return
+        answer = running.answer
+        answer.add(outcome.token, outcome.logprobs, silent=outcome.ending == "stop")
+        if outcome.ending is not None or answer.stopped:
+            self._finish(running, "length" if outcome.ending == "length" and not answer.stopped else "stop")
+        elif answer.generation.stream and (delta := answer.take()) is not None:
+            self._send(running, delta)
+
+    def _finish(self, running: _Running, reason: FinishReason) -> None:
+        answer, sequence = running.answer, running.sequence
+        reason = answer.finish(reason)
+        self._forget(running)
+        if (delta := answer.flush()) is not None:
+            self._send(running, delta)
+        self._send(
+            running,
+            {
+                "type": "finish",
+                "id": sequence.id,
+                "finish_reason": reason,
+                "num_input_tokens": len(sequence.prompt),
+                "num_output_tokens": answer.num_tokens,
+                "seed": sequence.sampling.seed,
+            },
+        )
+
+    def _error(self, running: _Running, code: Code, message: str) -> None:
+        self._forget(running)
+        self._send(running, {"type": "error", "id": running.sequence.id, "code": code, "message": message})
+
+    def _forget(self, running: _Running) -> None:
+        self._scheduler.remove(running.sequence)
+        del self._running[running.sequence.id]
+        with self._changed:
+            self._ids.discard(running.sequence.id)
+            self._changed.notify_all()
+
+    def _send(self, running: _Running, event: Event) -> None:
+        try:
+            running.on_event(event)
+        except Exception:
+            log.exception("the listener of request %s failed", running.sequence.id)
+            if running.sequence.id in self._ids:
+                self.cancel(running.sequence.id)
+
+    def _refuse(self, reason: str) -> None:
+        with self._changed:
+            self._refusal = self._refusal or reason
+
+    def _fail_all(self, reason: str) -> None:
+        with self._changed:
+            commands, self._commands = self._commands, deque()
+        for command, value in commands:
+            if command == "submit":
+                self._running[value.sequence.id] = value
+        for running in list(self._running.values()):
+            self._error(running, "UNAVAILABLE", reason)
+
+
+def _allowed(generation: Generation, vocab: int) -> AllowedTokens | None:
+    if not generation.min_tokens and not generation.bad_words:
+        return None
+    return AllowedTokens(
+        vocab,
+        min_tokens=generation.min_tokens,
+        stop_tokens=generation.stop_tokens,
+        bad_words=generation.bad_words,
+    )

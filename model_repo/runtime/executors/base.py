@@ -1,0 +1,49 @@
+"""What the engine needs of an executor, whatever runs the rank programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm2c_runtime.manifest import Limits
+from mm2c_runtime.step import StepBatch, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class KvFacts:
+    """The KV cache of all ranks together: linear rows of ``context`` tokens, ``bytes_per_token`` each.
+
+    ``rows`` counts physical rows. It is one more than ``Limits.max_rows``: the spare row lets
+    ``mm2c_runtime.kv.RowPool`` exchange two rows by copies. Memory is committed as it is written.
+    """
+
+    rows: int
+    context: int
+    bytes_per_token: int
+
+
+class Executor(Protocol):
+    """Runs steps one after another; not thread-safe. Contract violations by the caller raise ValueError."""
+
+    @property
+    def limits(self) -> Limits:
+        """Sizes that a batch must keep to."""
+
+    @property
+    def kv(self) -> KvFacts: ...
+
+    def forward(self, batch: StepBatch) -> NDArray[np.float32]:
+        """Carry out the batch's copies and run the model: logits f32[len(rows), vocab] of each row's last
+        token, or f32[len(rows), width, vocab] where the bundle was built with all-token logits (width is the
+        largest ``new_len``; entries past a row's ``new_len`` are unspecified). The caller owns the array."""
+
+    def step(self, batch: StepBatch) -> StepResult:
+        """``forward``, then a token for every row with ``sample``. What concerns one row only (non-finite
+        logits, a mask that allows nothing) is that row's ``error``. A failure of the model itself raises
+        RequestError("INTERNAL") and leaves the rows as undefined as if they had been released."""
+
+    def close(self) -> None:
+        """Free weights and cache. Safe to call twice; nothing else may be called afterwards."""

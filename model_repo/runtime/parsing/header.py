@@ -1,0 +1,50 @@
+"""Reads ` name="f">`, the rest of an `<invoke` or `<parameter` marker, from text that may still be arriving."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from mm2c_runtime.parsing.markers import HEADER_LIMIT
+
+_NAME = re.compile(r"\s+name\s*=\s*")
+_NAME_BEGINNING = re.compile(r"(?:\Z|\s+(?:\Z|n\Z|na\Z|nam\Z|name\s*(?:\Z|=)))")
+# A quoted name ends at the first quote that `>` follows, so a name may hold quotes and `>`, as rendering leaves them.
+# A line end or `<` before that says that the closing quote was forgotten.
+_QUOTED_END = {quote: re.compile(rf"(?P<close>{quote}[ \t]*(?P<gt>>|\Z))|[\n<]") for quote in ('"', "'")}
+
+
+class Header(NamedTuple):
+    """A whole header: the name and the position after its ``>``."""
+
+    name: str
+    end: int
+
+
+def read_header(text: str, start: int, *, final: bool) -> Header | Literal["partial", "malformed"]:
+    """Reads the header whose tag ends at ``start``.
+
+    ``partial``: more text decides (never when ``final``). The answer, once given, does not depend on how much text
+    came after it.
+    """
+    end = min(len(text), start + HEADER_LIMIT)
+    undecided: Literal["partial", "malformed"] = "malformed"
+    if not final and len(text) < start + HEADER_LIMIT:
+        if not _NAME_BEGINNING.match(text, start):
+            return "malformed"
+        undecided = "partial"
+    first_close = text.find(">", start, end)
+    if first_close < 0:
+        return undecided
+    match = _NAME.match(text, start, first_close)
+    if match is None or match.end() == first_close:
+        return "malformed"
+    begin = match.end()
+    quoted_end = _QUOTED_END.get(text[begin])
+    if quoted_end is not None:
+        stop = quoted_end.search(text, begin + 1, end)
+        if stop is not None and stop["gt"]:
+            return Header(text[begin + 1 : stop.start()], stop.end())
+        if undecided == "partial" and (stop is None or stop["close"]):
+            return "partial"
+    return Header(text[begin:first_close].strip().strip("\"'"), first_close + 1)

@@ -1,0 +1,25 @@
+"""JSON string text, written piece by piece: escaping is per character, so pieces concatenate to a valid string."""
+
+from __future__ import annotations
+
+import re
+from json.encoder import encode_basestring
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def escape(text: str) -> str:
+    """The inside of a JSON string for ``text``.
+
+    Characters outside ASCII stay as they are, so that every piece is readable; a lone surrogate, which UTF-8 cannot
+    carry, becomes its ``\\uXXXX`` escape. ``escape(a) + escape(b) == escape(a + b)``.
+    """
+    escaped = encode_basestring(text)[1:-1]
+    if escaped.isascii():
+        return escaped
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", escaped)
+
+
+def quote(text: str) -> str:
+    """``text`` as a whole JSON string."""
+    return f'"{escape(text)}"'

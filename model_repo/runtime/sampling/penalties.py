@@ -1,0 +1,60 @@
+"""Penalties on ids that occurred: repetition over prompt and answer, presence and frequency over the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm2c_runtime.step import SamplingParams
+
+
+class PenaltyHistory:
+    """The ids of one row so far: which occurred at all, and how often the model generated each."""
+
+    def __init__(self) -> None:
+        self._slot: dict[int, int] = {}
+        self._ids = np.empty(64, np.int64)
+        self._generated = np.zeros(64, np.int32)
+
+    def add(self, tokens: Sequence[int], generated: Sequence[int]) -> None:
+        """``tokens`` are the new ids of prompt and answer; ``generated`` those of them that were generated."""
+        for token in tokens:
+            self._slot_of(token)
+        for token in generated:
+            slot = self._slot_of(token)
+            self._generated[slot] += 1
+
+    def _slot_of(self, token: int) -> int:
+        slot = self._slot.setdefault(token, len(self._slot))
+        if slot == self._ids.size:
+            self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
+            self._generated = np.concatenate([self._generated, np.zeros_like(self._generated)])
+        self._ids[slot] = token
+        return slot
+
+    def copy(self) -> PenaltyHistory:
+        other = PenaltyHistory()
+        other._slot = dict(self._slot)
+        other._ids, other._generated = self._ids.copy(), self._generated.copy()
+        return other
+
+    def apply(self, logits: NDArray[np.float32], params: SamplingParams) -> None:
+        """Change f32[V] in place. First repetition, as transformers: a positive logit is divided by the
+        penalty, a negative one multiplied. Then, as OpenAI: minus frequency x count, minus presence."""
+        ids = self._ids[: len(self._slot)]
+        values = logits[ids]
+        if params.repetition_penalty != 1.0:
+            penalty = np.float32(params.repetition_penalty)
+            values = np.where(values < 0, values * penalty, values / penalty)
+        if params.frequency_penalty or params.presence_penalty:
+            counts = self._generated[: len(self._slot)].astype(np.float32)
+            values -= np.float32(params.frequency_penalty) * counts
+            values -= np.float32(params.presence_penalty) * (counts > 0)
+        logits[ids] = values
+
+
+def penalises(params: SamplingParams) -> bool:
+    """Whether any penalty is on, so that a row's history must be kept."""
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0

@@ -1,0 +1,105 @@
+"""The sampler of one rank: from logits and per-row state to tokens.
+
+For each row, in this order: penalties (repetition, frequency, presence), grammar bitmask, then greedy choice
+or temperature, top-k, top-p, min-p and a draw. Log probabilities are those of the model's raw logits.
+A row's result depends on its own logits, parameters, history and token index only, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm2c_runtime.sampling.bitmask import forbid
+from mm2c_runtime.sampling.draw import draw
+from mm2c_runtime.sampling.greedy import greedy
+from mm2c_runtime.sampling.logprobs import token_logprobs
+from mm2c_runtime.sampling.penalties import PenaltyHistory, penalises
+from mm2c_runtime.sampling.uniform import TokenUniform
+from mm2c_runtime.step import RowResult, RowStep, SamplingParams
+
+NON_FINITE = "the model's logits are not finite"
+
+
+@dataclass(slots=True)
+class RowState:
+    params: SamplingParams
+    history: PenaltyHistory | None  # kept only while a penalty is on
+
+
+class Sampler:
+    """Keeps the state of every row; not thread-safe."""
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab = vocab
+        self._rows: dict[int, RowState] = {}
+        self._uniform = TokenUniform()
+        self._logits = np.empty(vocab, np.float32)
+        self._weights = np.empty(vocab, np.float64)
+
+    def observe(self, step: RowStep) -> None:
+        """Take in what a step says about its row: parameters (they start the row anew) and history. To be
+        called for every row of a step, sampled or not."""
+        if step.sampling is not None:
+            history = PenaltyHistory() if penalises(step.sampling) else None
+            self._rows[step.row] = RowState(step.sampling, history)
+        state = self._rows.get(step.row)
+        if state is not None and state.history is not None and (step.history or step.generated):
+            state.history.add(step.history, step.generated)
+
+    def copy(self, source: int, target: int) -> None:
+        """Give row ``target`` the state of row ``source``."""
+        state = self._rows.get(source)
+        if state is None:
+            self._rows.pop(target, None)
+        else:
+            history = None if state.history is None else state.history.copy()
+            self._rows[target] = RowState(state.params, history)
+
+    def release(self, row: int) -> None:
+        """Drop a row's state; a row without state is fine."""
+        self._rows.pop(row, None)
+
+    def sample(self, logits: NDArray[np.float32], steps: Sequence[RowStep]) -> list[RowResult]:
+        """Results of ``steps`` whose logits are the rows of ``logits`` f32[len(steps), V] (not changed).
+
+        Rows without ``sample`` get no token. Raises ValueError for a sampled row that never had parameters.
+        """
+        if not steps:
+            return []
+        finite = np.isfinite(logits.max(axis=1)) & np.isfinite(logits.min(axis=1))
+        best = greedy(logits)
+        results = []
+        for index, step in enumerate(steps):
+            if not step.sample:
+                error = None if finite[index] else NON_FINITE
+                results.append(RowResult(step.row, error=error))
+            elif not finite[index]:
+                results.append(RowResult(step.row, error=NON_FINITE))
+            else:
+                results.append(self._sample_row(logits[index], step, int(best[index])))
+        return results
+
+    def _sample_row(self, raw: NDArray[np.float32], step: RowStep, best: int) -> RowResult:
+        state = self._rows.get(step.row)
+        if state is None:
+            raise ValueError(f"row {step.row} is sampled but never had sampling parameters")
+        params, logits = state.params, raw
+        if state.history is not None or step.bitmask is not None:
+            logits = self._logits
+            np.copyto(logits, raw)
+            if state.history is not None:
+                state.history.apply(logits, params)
+            if step.bitmask is not None:
+                forbid(logits, step.bitmask)
+            best = int(greedy(logits))
+            if logits[best] == -np.inf:
+                return RowResult(step.row, error="the grammar allows no token here")
+        token = best
+        if params.temperature > 0.0:
+            token = draw(logits, params, self._uniform(params.seed, step.token_index), self._weights)
+        logprobs = None if step.logprobs is None else token_logprobs(raw, token, step.logprobs)
+        return RowResult(step.row, token=token, logprobs=logprobs)

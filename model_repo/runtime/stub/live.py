@@ -1,0 +1,86 @@
+"""The requests in flight, and the watch over clients that went away or ran out of time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mm2c_runtime.stub.outbox import Mailbox
+
+POLL_SECONDS = 0.05  # is_cancelled() costs 55–170 µs a request: 32 requests take a tenth of one core at this pace
+
+
+@dataclass
+class Live:
+    """``deadline``: monotonic seconds after which the request is given up, or None."""
+
+    id: str
+    mailbox: Mailbox
+    deadline: float | None = None
+
+
+class LiveRequests:
+    """Requests by engine id. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Live] = {}
+        self._lock = threading.Lock()
+
+    def add(self, live: Live) -> None:
+        with self._lock:
+            self._by_id[live.id] = live
+
+    def get(self, id: str) -> Live | None:
+        return self._by_id.get(id)
+
+    def remove(self, id: str) -> None:
+        with self._lock:
+            self._by_id.pop(id, None)
+
+    def all(self) -> list[Live]:
+        with self._lock:
+            return list(self._by_id.values())
+
+    def take_all(self) -> list[Live]:
+        with self._lock:
+            taken = list(self._by_id.values())
+            self._by_id.clear()
+            return taken
+
+
+class Watch:
+    """Asks every 50 ms, on a thread of its own, which clients cancelled and which deadlines passed."""
+
+    def __init__(
+        self,
+        live: LiveRequests,
+        on_cancelled: Callable[[Live], None],
+        on_late: Callable[[Live], None],
+    ) -> None:
+        self._live, self._on_cancelled, self._on_late = live, on_cancelled, on_late
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mm2c-cancel-poller", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(2)
+
+    def _run(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            now = time.monotonic()
+            for live in self._live.all():
+                if live.deadline is not None and now > live.deadline:
+                    self._on_late(live)
+                elif _cancelled(live.mailbox.sender):
+                    self._on_cancelled(live)
+
+
+def _cancelled(sender: Any) -> bool:
+    try:
+        return bool(sender.is_cancelled())
+    except Exception:  # the request ended between the snapshot and the question
+        return False

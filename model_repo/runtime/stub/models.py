@@ -1,0 +1,62 @@
+"""The bodies of the Triton models; ``model.py`` only finds the bundle and forwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mm2c_runtime.stub.gate import Gate
+from mm2c_runtime.stub.keeper import Keeper
+from mm2c_runtime.stub.paths import bundle_root, engine_socket, gate_flag
+from mm2c_runtime.stub.service import Service
+
+
+class StreamingModel:
+    """``minimax_m2``: decoupled; owns the engine process and the readiness gate."""
+
+    def __init__(self, pb: Any, args: dict[str, str]) -> None:
+        bundle = bundle_root(args["model_repository"])
+        socket = engine_socket(bundle)
+        self._service = Service(pb, socket, self._lost, unary=False)
+        gate = Gate(pb, gate_flag(socket), pb.Logger.log_error)
+        self._keeper = Keeper(bundle, socket, self._service.link, gate, pb.Logger.log_warn)
+        try:
+            self._keeper.start()
+        except Exception:
+            self._service.close()
+            raise
+
+    def execute(self, requests: list[Any]) -> None:
+        self._service.execute(requests)
+
+    def close(self) -> None:
+        self._service.close()
+        self._keeper.stop()
+
+    def _lost(self) -> None:
+        self._keeper.lost()
+
+
+class UnaryModel:
+    """``minimax_m2_unary``: one response a request, from the engine that ``minimax_m2`` runs."""
+
+    def __init__(self, pb: Any, args: dict[str, str]) -> None:
+        self._service = Service(pb, engine_socket(bundle_root(args["model_repository"])), _nothing, unary=True)
+        self._service.link.keep_connected()
+
+    def execute(self, requests: list[Any]) -> None:
+        self._service.execute(requests)
+
+    def close(self) -> None:
+        self._service.close()
+
+
+def check_gate(args: dict[str, str]) -> None:
+    """Raises RuntimeError while the gate is closed, which makes Triton report that it is not ready."""
+    flag: Path = gate_flag(engine_socket(bundle_root(args["model_repository"])))
+    if flag.exists():
+        raise RuntimeError("UNAVAILABLE: the engine is being restarted")
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,67 @@
+"""The inputs of a generation request: name, Triton type, and whether it is one value or a list.
+
+TensorRT-LLM's and the vLLM backend's names side by side. What they mean, and whether they are allowed, is decided in
+the engine process; here is only how a tensor becomes a value. ``config.pbtxt`` lists the same names (a test compares).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Option(NamedTuple):
+    type: str  # Triton's name of the element type
+    many: bool = False  # a list of values; otherwise exactly one
+
+
+PROMPT: dict[str, Option] = {
+    "text_input": Option("TYPE_STRING"),
+    "messages": Option("TYPE_STRING"),
+    "tools": Option("TYPE_STRING"),
+}
+
+SAMPLING: dict[str, Option] = {
+    "max_tokens": Option("TYPE_INT32"),
+    "min_length": Option("TYPE_INT32"),
+    "temperature": Option("TYPE_FP32"),
+    "top_k": Option("TYPE_INT32"),
+    "top_p": Option("TYPE_FP32"),
+    "min_p": Option("TYPE_FP32"),
+    "repetition_penalty": Option("TYPE_FP32"),
+    "presence_penalty": Option("TYPE_FP32"),
+    "frequency_penalty": Option("TYPE_FP32"),
+    "random_seed": Option("TYPE_UINT64"),
+    "seed": Option("TYPE_INT64"),
+    "stop_words": Option("TYPE_STRING", many=True),
+    "stop": Option("TYPE_STRING", many=True),
+    "stop_token_ids": Option("TYPE_INT32", many=True),
+    "bad_words": Option("TYPE_STRING", many=True),
+    "end_id": Option("TYPE_INT32"),
+    "pad_id": Option("TYPE_INT32"),
+    "ignore_eos": Option("TYPE_BOOL"),
+    "logprobs": Option("TYPE_INT32"),
+    "parse": Option("TYPE_BOOL"),
+    "sampling_parameters": Option("TYPE_STRING"),
+}
+
+# How the answer is laid out. The stub acts on these itself; the engine never sees them.
+ANSWER: dict[str, Option] = {
+    "stream": Option("TYPE_BOOL"),
+    "exclude_input_in_output": Option("TYPE_BOOL"),
+    "return_finish_reason": Option("TYPE_BOOL"),
+    "return_num_input_tokens": Option("TYPE_BOOL"),
+    "return_num_output_tokens": Option("TYPE_BOOL"),
+    "return_token_ids": Option("TYPE_BOOL"),
+}
+
+INPUTS: dict[str, Option] = {**PROMPT, **SAMPLING, **ANSWER}
+
+OUTPUTS: dict[str, str] = {
+    "text_output": "TYPE_STRING",
+    "reasoning_output": "TYPE_STRING",
+    "tool_calls": "TYPE_STRING",
+    "finish_reason": "TYPE_STRING",
+    "num_input_tokens": "TYPE_INT32",
+    "num_output_tokens": "TYPE_INT32",
+    "token_ids": "TYPE_INT32",
+}

@@ -1,0 +1,85 @@
+"""The body of ``minimax_m2_parse``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from mm2c_runtime.errors import RequestError
+from mm2c_runtime.parsing import parse_message
+from mm2c_runtime.stub.respond import triton_error
+
+
+class ParseModel:
+    """Finished text [n] to reasoning, content and tool_calls [n]. Holds no state and no engine."""
+
+    def __init__(self, pb: Any) -> None:
+        self._pb = pb
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            texts, tools, starts = self._read(request)
+            parsed = [parse_message(*case) for case in zip(texts, tools, starts, strict=True)]
+        except RequestError as error:
+            return self._pb.InferenceResponse(error=triton_error(self._pb, error.code, error.message))
+        columns = {
+            "reasoning": [message.reasoning for message in parsed],
+            "content": [message.content for message in parsed],
+            "tool_calls": [json.dumps(message.tool_calls, ensure_ascii=False) for message in parsed],
+        }
+        wanted = request.requested_output_names()
+        return self._pb.InferenceResponse(
+            [self._pb.Tensor(name, _bytes(column)) for name, column in columns.items() if name in wanted]
+        )
+
+    def _read(self, request: Any) -> tuple[list[str], list[Any], list[bool]]:
+        """Texts, tools and starts, one of each a text. Raises RequestError(INVALID_ARGUMENT)."""
+        unknown = sorted(set(json.loads(request.parameters() or "{}")) - {"timeout", "priority"})
+        if unknown:
+            raise RequestError("INVALID_ARGUMENT", f"unknown option {unknown[0]!r}")
+        texts = [_decoded("text", item) for item in self._column(request, "text")]
+        tools = [_tools(_decoded("tools", item)) for item in self._column(request, "tools")]
+        starts = [bool(item) for item in self._column(request, "starts_in_reasoning")]
+        return texts, _spread("tools", tools, None, len(texts)), _spread(
+            "starts_in_reasoning", starts, True, len(texts)
+        )
+
+    def _column(self, request: Any, name: str) -> list[Any]:
+        tensor = self._pb.get_input_tensor_by_name(request, name)
+        return [] if tensor is None else list(tensor.as_numpy().reshape(-1))
+
+
+def _spread(name: str, values: list[Any], default: Any, count: int) -> list[Any]:
+    if len(values) == count:
+        return values
+    if len(values) > 1:
+        raise RequestError("INVALID_ARGUMENT", f"{name} has {len(values)} values for {count} texts")
+    return (values or [default]) * count
+
+
+def _decoded(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError("INVALID_ARGUMENT", f"{name} is not UTF-8: {error.reason}") from None
+
+
+def _tools(text: str) -> list[dict[str, Any]] | None:
+    if not text.strip():
+        return None
+    try:
+        tools = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError("INVALID_ARGUMENT", f"tools is not JSON: {error}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RequestError("INVALID_ARGUMENT", "tools must be a JSON list of objects")
+    return tools
+
+
+def _bytes(column: list[str | None]) -> np.ndarray[Any, Any]:
+    return np.array([(text or "").encode() for text in column], dtype=object)

@@ -1,0 +1,180 @@
+"""`make demo`: compile the demo checkpoint, serve it under a real Triton, ask it over gRPC and HTTP, shut down.
+
+Everything goes through the commands and the network, as a user's would; nothing of the compiler is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+from rich.console import Console
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINT = HERE / "fixtures" / "tiny-m2"
+MM2C = [str(Path(sys.executable).with_name("mm2c"))]
+console = Console(highlight=False, width=110)
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather in a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"},
+                    "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+                    "days": {"type": "integer"},
+                },
+                "required": ["city"],
+            },
+        },
+    }
+]
+QUESTION = "What is the weather in Paris?"
+RESULT = '{"sky": "sunny", "temp": 21}'
+PLAIN = "Hello!"
+
+
+def banner(text: str) -> None:
+    console.print(f"\n[bold cyan]── {text}[/]")
+
+
+def over_grpc(url: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
+    """One request on the decoupled model; yields each response's tensors."""
+    inputs = []
+    fields = {"messages": json.dumps(messages)} | ({"tools": json.dumps(tools)} if tools else {})
+    for name, text in fields.items():
+        tensor = grpc.InferInput(name, [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([text.encode()], dtype=object))
+        inputs.append(tensor)
+    temperature = grpc.InferInput("temperature", [1], "FP32")
+    temperature.set_data_from_numpy(np.zeros(1, np.float32))
+    inputs.append(temperature)
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with grpc.InferenceServerClient(url) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"})
+        client.async_stream_infer("minimax_m2", inputs, enable_empty_final_response=True)
+        while True:
+            result, error = answers.get(timeout=60)
+            if error is not None:
+                raise SystemExit(f"the request failed: {error}")
+            response = result.get_response()
+            names = [output.name for output in response.outputs]
+            if names:
+                yield {name: result.as_numpy(name).reshape(-1)[0] for name in names if result.as_numpy(name).size}
+            if response.parameters["triton_final_response"].bool_param:
+                return
+
+
+def over_http(url: str, messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same over HTTP: server-sent events of ``generate_stream``."""
+    body = json.dumps({"messages": json.dumps(messages), "temperature": 0.0, "stream": True}).encode()
+    request = urllib.request.Request(f"{url}/v2/models/minimax_m2/generate_stream", body)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        for line in response:
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value or "")
+
+
+def show(parts: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Print a stream as it comes (thinking dim, content plain) and gather it."""
+    whole: dict[str, Any] = {"reasoning": "", "content": "", "calls": {}, "finish_reason": "", "pieces": 0}
+    for part in parts:
+        whole["pieces"] += 1
+        reasoning, content = _text(part.get("reasoning_output")), _text(part.get("text_output"))
+        console.print(reasoning, end="", style="dim italic", markup=False)
+        console.print(content, end="", markup=False)
+        whole["reasoning"] += reasoning
+        whole["content"] += content
+        for delta in json.loads(_text(part.get("tool_calls")) or "[]"):
+            call = whole["calls"].setdefault(delta["index"], {"name": "", "arguments": ""})
+            function = delta.get("function", {})
+            call["name"] += function.get("name") or ""
+            call["arguments"] += function.get("arguments") or ""
+        whole["finish_reason"] = _text(part.get("finish_reason")) or whole["finish_reason"]
+    for call in whole["calls"].values():
+        console.print(f"\n[bold magenta]{call['name']}[/]({call['arguments']})", end="")
+    console.print(f"\n[dim]({whole['finish_reason']}, {whole['pieces']} responses)[/]")
+    return whole
+
+
+def expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise SystemExit(f"demo failed: {what}")
+
+
+def ask(endpoints: dict[str, Any]) -> None:
+    banner(f"gRPC stream: {QUESTION}")
+    history: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
+    first = show(over_grpc(endpoints["grpc"], history, TOOLS))
+    expect(bool(first["reasoning"].strip()), "no thinking was streamed")
+    expect(first["finish_reason"] == "tool_calls" and len(first["calls"]) == 1, "no tool call came back")
+    call = first["calls"][0]
+    arguments = json.loads(call["arguments"])
+    expect(call["name"] == "get_weather" and arguments.get("city") == "Paris", f"an odd call: {call}")
+    expect(isinstance(arguments.get("days", 1), int), "an integer argument is no integer")
+
+    banner(f"gRPC stream: the tool answers {RESULT}")
+    history += [
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": first["reasoning"],
+            "tool_calls": [{"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}],
+        },
+        {"role": "tool", "content": RESULT},
+    ]
+    second = show(over_grpc(endpoints["grpc"], history, TOOLS))
+    expect(second["finish_reason"] == "stop" and "Paris" in second["content"], "no answer after the tool's result")
+
+    banner(f"HTTP generate_stream: {PLAIN}")
+    third = show(over_http(endpoints["http"], [{"role": "user", "content": PLAIN}]))
+    expect(third["finish_reason"] == "stop" and bool(third["content"].strip()), "no plain answer over HTTP")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--bundle", type=Path, default=Path("out/tiny-m2-tp4"))
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    options = parser.parse_args()
+    started = time.monotonic()
+    build = ["build", str(options.checkpoint), "--tp", "4", "--fp8", "-o", str(options.bundle), "--force"]
+    banner("mm2c " + " ".join(build))
+    subprocess.run([*MM2C, *build], check=True)
+    banner(f"mm2c serve {options.bundle}")
+    command = [*MM2C, "serve", str(options.bundle), "--json", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        expect(bool(line), "the server did not start")
+        endpoints = json.loads(line)
+        console.print(f"READY  gRPC {endpoints['grpc']}  HTTP {endpoints['http']}")
+        ask(endpoints)
+    finally:
+        server.send_signal(signal.SIGINT)
+        code = server.wait(30)
+    expect(code == 0, f"the server left with status {code}")
+    banner(f"done in {time.monotonic() - started:.0f} s; server stopped")
+
+
+if __name__ == "__main__":
+    main()
