@@ -21,7 +21,10 @@ def tiny_m2() -> Path:
 
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Keyword arguments of write_random_checkpoint -> folder. Equal arguments share one folder: do not write to it."""
+    """Keyword arguments of write_random_checkpoint -> folder.
+
+    Equal arguments share one folder: do not write to it.
+    """
     from random_checkpoint import write_random_checkpoint
 
     made: dict[str, Path] = {}

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm2c.bundle.checksums import sha256_of
+
 # Cached files are hard links of the bundle's where the file system allows, but outlive the bundle: keep them small.
 DEFAULT_LIMIT = 2 << 30  # bytes of one entry
+SEAL = ".sha256.json"  # written last: an entry without it is not whole
 
 
 def cache_root() -> Path:
@@ -43,20 +46,23 @@ class StageCache:
     enabled: bool = True
     limit: int = DEFAULT_LIMIT
 
-    def fetch(self, stage: str, key: str, target: Path) -> bool:
-        """Lay the cached folder out at ``target`` (hard links, else copies). False where there is none."""
+    def fetch(self, stage: str, key: str, target: Path) -> dict[str, str] | None:
+        """Lay the cached files out under ``target`` (hard links, else copies).
+
+        Returns their sha256 by name, or None where there is no such entry, or one whose files were altered since
+        (a bundle's files may be its hard links): that entry is dropped.
+        """
         entry = self.root / stage / key
-        if not self.enabled or not (entry / ".complete").is_file():
-            return False
-        os.utime(entry / ".complete")
-        for path in sorted(entry.rglob("*")):
-            place = target / path.relative_to(entry)
-            if path.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
-            elif path.name != ".complete":
-                place.parent.mkdir(parents=True, exist_ok=True)
-                _link(str(path), str(place))
-        return True
+        if not self.enabled or not (entry / SEAL).is_file():
+            return None
+        known: dict[str, str] = json.loads((entry / SEAL).read_text())
+        if any(not (entry / n).is_file() or sha256_of(entry / n) != sha for n, sha in known.items()):
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        for name in known:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            _link(str(entry / name), str(target / name))
+        return known
 
     def store(self, stage: str, key: str, source: Path, names: list[str]) -> bool:
         """Keep ``names`` (paths relative to ``source``). False where they exceed the limit or cannot be kept:
@@ -72,7 +78,8 @@ class StageCache:
                     place = part / name
                     place.parent.mkdir(parents=True, exist_ok=True)
                     _link(str(source / name), str(place))
-                (part / ".complete").touch()
+                known = {name: sha256_of(part / name) for name in names}
+                (part / SEAL).write_text(json.dumps(known))
                 if entry.exists():
                     shutil.rmtree(entry, ignore_errors=True)
                 os.replace(part, entry)

@@ -47,6 +47,13 @@ def check_chat_files(checkpoint: Path) -> None:
     chat_template_of(checkpoint)
 
 
+def write_all(checkpoint: Path, bundle: Path) -> None:
+    """Chat files, runtime and Triton models."""
+    write_chat_files(checkpoint, bundle)
+    write_runtime(bundle)
+    write_triton_models(bundle)
+
+
 def write_chat_files(checkpoint: Path, bundle: Path) -> None:
     for name in (*REQUIRED, *OPTIONAL):
         if (checkpoint / name).is_file():

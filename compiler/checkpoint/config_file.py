@@ -95,10 +95,16 @@ def _check_keys(raw: dict[str, Any], path: Path) -> None:
                 raise refuse(path, key, value, fixed.why, remedy)
         elif key not in keys.KNOWN:
             if "lora" in key.lower():
-                raise refuse(path, key, value, "adapters are not compiled", "merge the adapter into the weights first")
+                raise refuse(
+                    path, key, value, "adapters are not compiled", "merge the adapter into the weights first"
+                )
             hint = did_you_mean(key, keys.KNOWN)
-            remedy = hint or "remove the key if it does not change the model; otherwise mm2c cannot compile it"
-            raise refuse(path, key, value, "unknown key; compiling as if it were not there could be wrong", remedy)
+            remedy = (
+                hint or "remove the key if it does not change the model; otherwise mm2c cannot compile it"
+            )
+            raise refuse(
+                path, key, value, "unknown key; compiling as if it were not there could be wrong", remedy
+            )
 
 
 def _size(raw: dict[str, Any], key: str, path: Path) -> int:
@@ -109,7 +115,9 @@ def _size(raw: dict[str, Any], key: str, path: Path) -> int:
             raise refuse(path, alias, raw[alias], f"{key} says {raw[key]!r}", "keep the one that is meant")
         raw = {**raw, key: raw[alias]}
     if key not in raw:
-        raise UserError(f"{path.name} lacks {key}", where=str(path), remedy=f"add {key}, a whole number above 0")
+        raise UserError(
+            f"{path.name} lacks {key}", where=str(path), remedy=f"add {key}, a whole number above 0"
+        )
     value = raw[key]
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise refuse(path, key, value, "expected a whole number above 0")
@@ -121,7 +129,9 @@ def _check_sizes(model: ModelConfig, path: Path) -> None:
         why = f"not a multiple of num_key_value_heads {model.kv_heads}"
         raise refuse(path, "num_attention_heads", model.heads, why)
     if model.top_k > model.experts:
-        raise refuse(path, "num_experts_per_tok", model.top_k, f"there are {model.experts} experts to choose from")
+        raise refuse(
+            path, "num_experts_per_tok", model.top_k, f"there are {model.experts} experts to choose from"
+        )
 
 
 def _check_attention_types(raw: dict[str, Any], model: ModelConfig, path: Path) -> None:
@@ -134,7 +144,9 @@ def _check_attention_types(raw: dict[str, Any], model: ModelConfig, path: Path) 
         for layer, kind in enumerate(kinds):
             if kind != softmax or isinstance(kind, bool):
                 remedy = "linear and sliding-window attention are not compiled"
-                raise refuse(path, f"{key}[{layer}]", kind, f"only full attention ({softmax}) is compiled", remedy)
+                raise refuse(
+                    path, f"{key}[{layer}]", kind, f"only full attention ({softmax}) is compiled", remedy
+                )
         if len(kinds) != model.layers:
             raise refuse(path, key, kinds, f"{len(kinds)} entries for {model.layers} layers")
 

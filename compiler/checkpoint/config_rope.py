@@ -54,8 +54,12 @@ def parse_rope(raw: dict[str, Any], path: Path, head_dim: int, context: int) -> 
     rotary_dim = _rotary_dim(raw, scaling, path, head_dim)
     for key in sorted(set(scaling) - _COMMON - _REQUIRED[kind] - _OPTIONAL[kind]):
         known = _COMMON | _REQUIRED[kind] | _OPTIONAL[kind]
-        raise refuse(path, key, scaling[key], f"not a parameter of {kind} rope scaling", did_you_mean(key, known))
-    for key in sorted(_REQUIRED[kind] - set(scaling)):
+        raise refuse(
+            path, key, scaling[key], f"not a parameter of {kind} rope scaling", did_you_mean(key, known)
+        )
+    for key in sorted(_REQUIRED[kind]):
+        if scaling.get(key) is not None or (kind == "yarn" and key in scaling):
+            continue  # YaRN derives a null factor from the two context lengths
         raise UserError(f"{path.name} asks for {kind} rope scaling without {key}", where=str(path))
     if kind == "default":
         return Rope(float(theta), rotary_dim)
@@ -86,7 +90,9 @@ def _scaling_dict(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise refuse(path, key, value, "expected an object or null")
         if value and all(isinstance(item, dict) for item in value.values()):
-            raise refuse(path, key, value, "one rotary embedding for every layer is compiled, not one per layer type")
+            raise refuse(
+                path, key, value, "one rotary embedding for every layer is compiled, not one per layer type"
+            )
     if len(given) == 2 and given["rope_parameters"] != given["rope_scaling"]:
         remedy = "keep the one that is meant"
         raise refuse(path, "rope_scaling", raw["rope_scaling"], "rope_parameters says something else", remedy)
@@ -106,7 +112,9 @@ def _rotary_dim(raw: dict[str, Any], scaling: dict[str, Any], path: Path, head_d
     factor = _one_value(raw, scaling, "partial_rotary_factor", path, None)
     given = raw.get("rotary_dim")
     if factor is not None and (not _is_number(factor) or not 0 < factor <= 1):
-        raise refuse(path, "partial_rotary_factor", factor, "the rotated part of a head is above 0 and at most 1")
+        raise refuse(
+            path, "partial_rotary_factor", factor, "the rotated part of a head is above 0 and at most 1"
+        )
     rotary_dim = given if given is not None else head_dim if factor is None else int(head_dim * factor)
     if isinstance(rotary_dim, bool) or not isinstance(rotary_dim, int):
         raise refuse(path, "rotary_dim", rotary_dim, "expected a whole number")

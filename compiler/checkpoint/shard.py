@@ -91,6 +91,8 @@ def _tensors(header: dict[str, Any], file: str, base: int) -> dict[str, TensorIn
     place = base
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         if info.offset != place:
-            raise ValueError(f"tensor {name!r} does not follow the one before it (byte {info.offset}, not {place})")
+            raise ValueError(
+                f"tensor {name!r} does not follow the one before it (byte {info.offset}, not {place})"
+            )
         place += info.nbytes
     return tensors

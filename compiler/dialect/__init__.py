@@ -13,6 +13,7 @@ from mm2c.dialect import (
     moe_experts_dense,
     moe_experts_fp8,
     moe_routing,
+    paged_attention,
     qk_sum_squares,
 )
 from mm2c.dialect.schema import DOMAIN, OPSET, VERSION
@@ -24,6 +25,7 @@ ops: dict[str, OpSpec] = {
         fp8_linear,
         qk_sum_squares,
         attention,
+        paged_attention,
         moe_routing,
         moe_experts_fp8,
         moe_experts_dense,

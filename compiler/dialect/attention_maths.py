@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from onnx.defs import OpSchema
 
 from mm2c.dialect.body import FLOAT, INT64, Body
+from mm2c.dialect.schema import F32, I32
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+ATTRIBUTES = [
+    ("heads", OpSchema.AttrType.INT),
+    ("kv_heads", OpSchema.AttrType.INT),
+    ("head_dim", OpSchema.AttrType.INT),
+    ("rotary_dim", OpSchema.AttrType.INT),
+    ("eps", OpSchema.AttrType.FLOAT),
+    ("scale", OpSchema.AttrType.FLOAT),
+    ("q_total", OpSchema.AttrType.INT),
+    ("k_total", OpSchema.AttrType.INT),
+]
+INPUTS = [
+    ("q", "T"),
+    ("k", "T"),
+    ("v", "T"),
+    ("s", F32),
+    ("q_weight", "T"),
+    ("k_weight", "T"),
+    ("cos", F32),
+    ("sin", F32),
+    ("past_len", I32),
+    ("new_len", I32),
+]
+OUTPUTS = [("out", "T"), ("k_cache_out", "C"), ("v_cache_out", "C")]
+TORCH_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor s, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, "
+    "Tensor past_len, Tensor new_len"
+)
+TORCH_ATTRIBUTES = (
+    "int heads, int kv_heads, int head_dim, int rotary_dim, float eps, float scale, int q_total, int k_total"
+)
+
+
+class AttentionWidths(NamedTuple):
+    """The attributes of both ops, in their order."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    eps: float
+    scale: float
+    q_total: int
+    k_total: int
 
 
 def normalise(b: Body, x: str, column: int, total: str, weight: str) -> str:
@@ -39,6 +87,18 @@ def rotate(b: Body, x: str, positions: str) -> str:
     return str(b.RotaryEmbedding(x, cos, sin, clipped, rotary_embedding_dim=b.ref("rotary_dim")))
 
 
+def query_and_key(b: Body, positions: str) -> tuple[str, str]:
+    """Normed, rotated q[B, heads, S, D] and k[B, kv_heads, S, D] of the op's inputs."""
+    q = split_heads(b, normalise(b, "q", 0, "q_total", "q_weight"), "heads")
+    k = split_heads(b, normalise(b, "k", 1, "k_total", "k_weight"), "kv_heads")
+    return rotate(b, q, positions), rotate(b, k, positions)
+
+
+def value_rows(b: Body) -> str:
+    """The op's v as [B, S, kv_heads, D]."""
+    return str(b.Reshape("v", b.join(b.ints(0, 0), b.attribute("kv_heads"), b.attribute("head_dim"))))
+
+
 def attend(b: Body, q: str, keys: str, values: str, positions: str) -> str:
     """q[B, Hq, S, D] over keys and values [B, Hkv, L, D] with mask kv_pos <= position → [B, S, Hq·D]."""
     slots = b.Range(b.int(0), b.size(keys, 2), b.int(1))
@@ -66,6 +126,30 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor) -> 
     half = cos.shape[1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([first * c - second * s, second * c + first * s, rest], -1)
+
+
+def rows_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    s: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    past_len: Tensor,
+    widths: AttentionWidths,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q[B, S, heads, D] and k[B, S, kv_heads, D] normed and rotated, v alike, positions i64[B, S]."""
+    import torch
+
+    batch, steps = q.shape[:2]
+    positions = past_len[:, None].long() + torch.arange(steps, device=q.device)
+    q = normalise_reference(q, s[..., 0], widths.q_total, widths.eps, q_weight)
+    k = normalise_reference(k, s[..., 1], widths.k_total, widths.eps, k_weight)
+    q = rotate_reference(q.view(batch, steps, widths.heads, widths.head_dim), cos, sin, positions)
+    k = rotate_reference(k.view(batch, steps, widths.kv_heads, widths.head_dim), cos, sin, positions)
+    return q, k, v.view(batch, steps, widths.kv_heads, widths.head_dim), positions
 
 
 def attend_reference(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:

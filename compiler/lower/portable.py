@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from mm2c.dialect.registry import OPS
+from mm2c.dialect import ops
 from mm2c.lower.program import LoweredRank
 from mm2c.weights.recipe import RankGraph
 
@@ -27,6 +27,6 @@ def attach_bodies(model: ir.Model, *, collectives: bool) -> None:
     for op_type in sorted(used):
         if op_type == "DistCollective" and not collectives:
             continue
-        function = ir.serde.deserialize_function(OPS[op_type].body())
+        function = ir.serde.deserialize_function(ops[op_type].body())
         model.functions[function.identifier()] = function
     model.opset_imports["mm2c"] = 1

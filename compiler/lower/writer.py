@@ -88,12 +88,11 @@ class Writer:
         for old, new in zip(node.outputs, values, strict=True):
             new.shape = new.shape or old.shape
             new.type = old.type or new.type
-            old.replace_all_uses_with(new, replace_graph_outputs=False)
             for i, output in enumerate(outputs):
                 if output is old:
-                    name, old.name = old.name, None
-                    new.name = name
                     outputs[i] = new
+                    new.name, old.name = old.name, f"{new.name}.old"
+            old.replace_all_uses_with(new)
         self._graph.remove(node, safe=True)
 
 

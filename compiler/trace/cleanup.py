@@ -15,6 +15,7 @@ from onnx_ir.passes.common import (
 
 LAYER = "mm2c.layer"  # metadata of a node: the index of its decoder layer, absent outside the layers
 MODULE = "mm2c.module"  # metadata of a node: the module it comes from, by its canonical name
+IR_VERSION = 11  # the one of opset 23
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -37,10 +38,12 @@ def clean(model: ir.Model) -> ir.Model:
     RemoveUnusedNodesPass()(model)
     for value in [v for v in model.graph.initializers.values() if not v.uses()]:
         del model.graph.initializers[value.name or ""]
+    gather_indices(model.graph)
     name_dimensions(model.graph)
     complete_types(model.graph)
     rename(model.graph)
     model.producer_name, model.producer_version, model.doc_string = "mm2c", None, None
+    model.ir_version = IR_VERSION
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string, model.graph.name = None, "minimax_m2"
@@ -50,8 +53,9 @@ def clean(model: ir.Model) -> ir.Model:
 def mark_modules(graph: ir.Graph) -> None:
     """Replace the exporter's metadata of nodes and values by MODULE and LAYER."""
     for node in graph:
-        scopes = [s for s in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1] if s]
-        module = max(scopes, key=len, default="")
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]
+        # scopes of no module start with an underscore
+        module = max((s for s in scopes if not s.startswith("_")), key=len, default="")
         node.metadata_props.clear()
         node.doc_string = None
         for output in node.outputs:
@@ -103,6 +107,19 @@ def _constant(node: ir.Node) -> np.ndarray | None:  # type: ignore[type-arg]
         if kind in node.attributes:
             return np.asarray(node.attributes[kind].value, dtype=np.int64)
     return None
+
+
+def gather_indices(graph: ir.Graph) -> None:
+    """Move constants and index arithmetic, which layers share, to the front and out of any module."""
+    dtypes = (None, ir.DataType.INT64)
+    index_nodes = [n for n in graph if all(o.dtype in dtypes and not o.is_graph_output() for o in n.outputs)]
+    index_nodes = [n for n in index_nodes if n.op_type != "Transpose"]
+    for node in index_nodes:
+        node.metadata_props.clear()
+    first = next(node for node in graph if node not in index_nodes)
+    for node in index_nodes:
+        graph.remove(node)
+        graph.insert_before(first, node)
 
 
 def name_dimensions(graph: ir.Graph) -> None:

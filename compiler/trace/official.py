@@ -10,7 +10,6 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from mm2c.config import BLOCK, ModelConfig, WeightFormats
-from mm2c.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +20,12 @@ def official_config(config: ModelConfig) -> Any:
     """The transformers configuration of the same model."""
     from transformers import MiniMaxM2Config
 
-    rope = {"rope_type": "default", **dict(config.rope.scaling)}
-    rope["rope_theta"] = config.rope.theta
-    rope["partial_rotary_factor"] = config.rope.rotary_dim / config.head_dim
+    # scaling is left out: it is compiled into the rope tables, the module's own rotary embedding never runs
+    rope = {
+        "rope_type": "default",
+        "rope_theta": config.rope.theta,
+        "partial_rotary_factor": config.rope.rotary_dim / config.head_dim,
+    }
     return MiniMaxM2Config(
         vocab_size=config.vocab,
         hidden_size=config.hidden,
@@ -46,8 +48,7 @@ def build_on_meta(config: ModelConfig, formats: WeightFormats) -> torch.nn.Modul
     """``MiniMaxM2ForCausalLM`` without storage, ready to be exported.
 
     Parameters have the dtypes that the checkpoint stores; every use casts them to the activations' dtype. FP8
-    modules also have their block scales as parameters. Raises UserError for FP8 experts of an intermediate width
-    that is no multiple of a scale block, since gate and up would share a block.
+    modules also have their block scales as parameters.
     """
     import torch
     from transformers import MiniMaxM2ForCausalLM
@@ -57,7 +58,11 @@ def build_on_meta(config: ModelConfig, formats: WeightFormats) -> torch.nn.Modul
         model = MiniMaxM2ForCausalLM(official_config(config)).eval()
     for name, module in model.named_modules():
         if isinstance(module, official.MiniMaxM2Experts):
-            _bind_experts(name, module, formats, config)
+            fp8 = formats.of(name) == "fp8"
+            module.forward = MethodType(_fp8_experts if fp8 else _dense_experts, module)
+            if fp8:
+                _store_fp8(module, "gate_up_proj", parts=2)
+                _store_fp8(module, "down_proj")
         elif isinstance(module, official.MiniMaxM2Attention):
             module.dialect = _attention_attributes(config)
             module.forward = MethodType(_attention, module)
@@ -69,7 +74,7 @@ def build_on_meta(config: ModelConfig, formats: WeightFormats) -> torch.nn.Modul
             fp8 = formats.of(name) == "fp8"
             module.forward = MethodType(_fp8_linear if fp8 else _linear, module)
             if fp8:
-                _store_fp8(module, "weight", (BLOCK, BLOCK))
+                _store_fp8(module, "weight")
     _store_dense(model, formats)
     return model
 
@@ -80,13 +85,15 @@ def torch_dtype(name: str) -> Any:
     return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}[name]
 
 
-def _store_fp8(module: torch.nn.Module, name: str, block: tuple[int, int]) -> None:
-    """Make ``module.name`` e4m3 and give it scales of one f32 a block over its last two axes."""
+def _store_fp8(module: torch.nn.Module, name: str, parts: int = 1) -> None:
+    """Make ``module.name`` e4m3 and give it scales: an f32 a block of its last two axes, its rows being ``parts``
+    weights stacked, each divided into blocks of its own."""
     import torch
 
     *stack, n, k = getattr(module, name).shape
+    grid = (parts * -(-(n // parts) // BLOCK), -(-k // BLOCK))
     weight = torch.empty(*stack, n, k, dtype=torch.float8_e4m3fn, device="meta")
-    scale = torch.empty(*stack, -(-n // block[0]), -(-k // block[1]), dtype=torch.float32, device="meta")
+    scale = torch.empty(*stack, *grid, dtype=torch.float32, device="meta")
     setattr(module, name, torch.nn.Parameter(weight, requires_grad=False))
     setattr(module, f"{name}_scale_inv", torch.nn.Parameter(scale, requires_grad=False))
 
@@ -106,21 +113,6 @@ def _store_dense(model: torch.nn.Module, formats: WeightFormats) -> None:
             bias = module._buffers["e_score_correction_bias"]
             assert bias is not None
             module._buffers["e_score_correction_bias"] = torch.empty(bias.shape, dtype=dtype, device="meta")
-
-
-def _bind_experts(name: str, module: torch.nn.Module, formats: WeightFormats, config: ModelConfig) -> None:
-    if formats.of(name) != "fp8":
-        module.forward = MethodType(_dense_experts, module)
-        return
-    if config.intermediate % BLOCK:
-        raise UserError(
-            f"FP8 experts with an intermediate size of {config.intermediate}",
-            where=name,
-            remedy=f"use a checkpoint whose intermediate_size is a multiple of {BLOCK}, or dense experts",
-        )
-    _store_fp8(module, "gate_up_proj", (BLOCK, BLOCK))
-    _store_fp8(module, "down_proj", (BLOCK, BLOCK))
-    module.forward = MethodType(_fp8_experts, module)
 
 
 def _attention_attributes(config: ModelConfig) -> tuple[object, ...]:

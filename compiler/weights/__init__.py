@@ -1,0 +1,1 @@
+"""Recipes of rank tensors and the streaming repacker."""

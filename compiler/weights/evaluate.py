@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-
 from mm2c.weights import rope
 from mm2c.weights.dtypes import NUMPY, widen
 from mm2c.weights.recipe import (
@@ -55,7 +54,9 @@ def evaluate(recipe: Recipe, reader: TensorReader, region: Region | None = None)
         return rows[(slice(None), *(slice(*bounds) for bounds in region[1:]))]
     if isinstance(recipe, Slice):
         start, stop = region[recipe.axis]
-        return evaluate(recipe.of, reader, _at(region, recipe.axis, start + recipe.start, stop + recipe.start))
+        return evaluate(
+            recipe.of, reader, _at(region, recipe.axis, start + recipe.start, stop + recipe.start)
+        )
     if isinstance(recipe, Cast):
         return _cast(evaluate(recipe.of, reader, region), recipe.to)
     if isinstance(recipe, Transpose):
@@ -142,7 +143,9 @@ def _assembled(recipe: Concat | Stack | Interleave | Pad, reader: TensorReader, 
         size = recipe.of.shape[axis]
         kept = min(stop, size)
         if kept > start:
-            out[_along(axis, slice(0, kept - start))] = evaluate(recipe.of, reader, _at(region, axis, start, kept))
+            out[_along(axis, slice(0, kept - start))] = evaluate(
+                recipe.of, reader, _at(region, axis, start, kept)
+            )
         out[_along(axis, slice(max(kept - start, 0), None))] = recipe.value
         return out
     offset = 0

@@ -7,7 +7,7 @@ evaluates it once, reading only the bytes it names.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -166,7 +166,7 @@ class Pad:
         return (*s[: self.axis], self.to, *s[self.axis + 1 :])
 
 
-Recipe = Union[Source, Computed, Slice, Concat, Stack, Dequantize, Cast, Transpose, Interleave, Pad]
+Recipe = Source | Computed | Slice | Concat | Stack | Dequantize | Cast | Transpose | Interleave | Pad
 
 
 @dataclass

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from mm2c_runtime.detokenizer import Detokenizer, TokenBytes
 from mm2c_runtime.generation import Generation
+from mm2c_runtime.parsing import Delta, MessageStream
 from mm2c_runtime.step import TokenLogprobs
 from mm2c_runtime.stop import StopStrings
 
 Event = dict[str, Any]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
-
-
-class ParserDelta(Protocol):
-    """What the message parser yields (``mm2c_runtime.parsing.Delta``)."""
-
-    @property
-    def kind(self) -> str: ...  # "reasoning" | "content" | "call" | "arguments"
-    @property
-    def text(self) -> str: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
-class Parser(Protocol):
-    """The message parser (``mm2c_runtime.parsing.MessageStream``)."""
-
-    def feed(self, text: str) -> Iterable[ParserDelta]: ...
-    def finish(self) -> Iterable[ParserDelta]: ...
 
 
 class Answer:
@@ -43,14 +22,13 @@ class Answer:
     """
 
     def __init__(
-        self, request_id: str, generation: Generation, token_bytes: TokenBytes, parser: Parser | None
+        self, request_id: str, generation: Generation, token_bytes: TokenBytes, parser: MessageStream | None
     ) -> None:
         self.id, self.generation = request_id, generation
         self.num_tokens = 0
         self._detokenizer = Detokenizer(token_bytes)
         self._stops = StopStrings(generation.stop)
         self._parser = parser
-        self._called = False
         self._text, self._reasoning = [generation.echo] if generation.echo else [], list[str]()
         self._calls: list[dict[str, Any]] = []
         self._tokens: list[int] = []
@@ -80,9 +58,13 @@ class Answer:
             self._parse(self._stops.feed(self._detokenizer.finish()))
         if not self.stopped:
             self._parse(self._stops.finish())
-        if self._parser is not None:
-            self._collect(self._parser.finish())
-        return "tool_calls" if reason == "stop" and self._called else reason
+        if self._parser is None:
+            return reason
+        self._collect(self._parser.finish())
+        whole = {call.index for call in self._parser.message.tool_calls}
+        if not self.generation.stream:  # told at once, a cut call would look like any other
+            self._calls = [call for call in self._calls if call["index"] in whole]
+        return "tool_calls" if reason == "stop" and whole else reason
 
     def take(self) -> Event | None:
         """The next delta event; None while nothing can be shown (its tokens come with a later one)."""
@@ -114,37 +96,35 @@ class Answer:
         else:
             self._collect(self._parser.feed(text))
 
-    def _collect(self, deltas: Iterable[ParserDelta]) -> None:
+    def _collect(self, deltas: Iterable[Delta]) -> None:
         for delta in deltas:
             if delta.kind == "content":
                 self._text.append(delta.text)
             elif delta.kind == "reasoning":
                 self._reasoning.append(delta.text)
             elif delta.kind == "call":
-                self._called = True
+                function = {"name": delta.name, "arguments": delta.text}
                 self._calls.append(
-                    {"index": delta.index, "id": delta.id, "name": delta.name, "arguments": delta.text or ""}
+                    {"index": delta.index, "id": delta.id, "type": "function", "function": function}
                 )
-            elif self._calls and self._calls[-1]["index"] == delta.index:
-                self._calls[-1]["arguments"] += delta.text
             else:
-                self._calls.append({"index": delta.index, "arguments": delta.text})
+                append_call(self._calls, {"index": delta.index, "function": {"arguments": delta.text}})
+
+
+def append_call(calls: list[dict[str, Any]], delta: dict[str, Any]) -> None:
+    """Adds an OpenAI-shaped tool-call delta; argument text joins the entry before it where that is the same call."""
+    if calls and "id" not in delta and calls[-1]["index"] == delta["index"]:
+        calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
+    else:
+        calls.append(delta)
 
 
 def merge_deltas(first: Event, second: Event) -> Event:
-    """Two consecutive deltas of one request as one."""
-    calls = [dict(call) for call in first["tool_calls"]]
+    """Two consecutive deltas of one request as one; neither may be used afterwards."""
     for call in second["tool_calls"]:
-        if calls and "name" not in call and calls[-1]["index"] == call["index"]:
-            calls[-1]["arguments"] += call["arguments"]
-        else:
-            calls.append(dict(call))
-    logprobs = None if first["logprobs"] is None else first["logprobs"] + (second["logprobs"] or [])
-    return {
-        **first,
-        "text": first["text"] + second["text"],
-        "reasoning": first["reasoning"] + second["reasoning"],
-        "tool_calls": calls,
-        "token_ids": first["token_ids"] + second["token_ids"],
-        "logprobs": logprobs,
-    }
+        append_call(first["tool_calls"], call)
+    for name in ("text", "reasoning", "token_ids"):
+        first[name] = first[name] + second[name]
+    if first["logprobs"] is not None:
+        first["logprobs"] += second["logprobs"] or []
+    return first

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mm2c_runtime.answer import Answer, Event, FinishReason, Parser
+from mm2c_runtime.answer import Answer, Event, FinishReason
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.errors import Code, RequestError
 from mm2c_runtime.generation import Generation, Preparer
 from mm2c_runtime.options import invalid
+from mm2c_runtime.parsing import MessageStream
 from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.scheduling.allowed import AllowedTokens
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
@@ -57,11 +58,10 @@ class Engine:
         scheduler: Scheduler,
         preparer: Preparer,
         token_bytes: TokenBytes,
-        parser: Callable[[Generation], Parser],
     ) -> None:
         self.preparer = preparer
         self._executor, self._scheduler = executor, scheduler
-        self._token_bytes, self._new_parser = token_bytes, parser
+        self._token_bytes = token_bytes
         self._running: dict[str, _Running] = {}  # engine thread only
         self._statistics = Statistics()
         self._commands: deque[tuple[str, Any]] = deque()
@@ -90,9 +90,10 @@ class Engine:
             priority=generation.priority,
             deadline=deadline,
         )
-        answer = Answer(
-            request_id, generation, self._token_bytes, self._new_parser(generation) if generation.parse else None
-        )
+        parser = None
+        if generation.parse:
+            parser = MessageStream(generation.tools, starts_in_reasoning=generation.starts_in_reasoning)
+        answer = Answer(request_id, generation, self._token_bytes, parser)
         with self._changed:
             if self._refusal is not None:
                 raise RequestError("UNAVAILABLE", self._refusal)

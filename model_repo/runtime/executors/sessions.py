@@ -11,15 +11,14 @@ import onnxruntime as ort
 from mm2c_runtime.errors import BundleError
 
 _REBUILD = "build the bundle again with `mm2c build … --force`"
-_KEEP_CHUNKS = 2**26  # bytes: the arena grows by what is asked for, not by doubling
 
 
 @cache
-def share_pool_and_arena(threads: int) -> int:
-    """Give all sessions of this process one intra-op pool and one CPU arena; returns the pool's threads.
+def share_pool(threads: int) -> int:
+    """Give all sessions of this process one intra-op thread pool; returns its size.
 
-    A program of many segments would otherwise start a pool and keep an arena for each of them. The pool is
-    made when the process creates its first session, so that only the first call's ``threads`` count.
+    A program of many segments would otherwise start a pool for each of them. ONNX Runtime makes the pool with the
+    first session of the process, so that only the first call's ``threads`` count.
     """
     ort.set_global_thread_pool_sizes(threads, 1)
     return threads

@@ -10,8 +10,8 @@ from mm2c_runtime.parsing.schema import ParameterSchema
 class OpenCall:
     """Turns parameters into the text of one JSON object.
 
-    Every method returns the argument text that it adds. In the stream a repeated parameter is a repeated key, of
-    which JSON readers take the last; ``whole`` writes the last alone.
+    Every method returns the argument text that it adds. In the stream a repeated parameter is a repeated key,
+    of which JSON readers take the last; ``whole`` writes the last alone.
     """
 
     def __init__(self, index: int, call_id: str, name: str) -> None:

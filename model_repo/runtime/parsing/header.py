@@ -1,4 +1,4 @@
-"""Reads ` name="f">`, the rest of an `<invoke` or `<parameter` marker, from text that may still be arriving."""
+"""Reads ` name="f">`, the rest of an `<invoke` or `<parameter` marker, from text that is still arriving."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from mm2c_runtime.parsing.markers import HEADER_LIMIT
 
 _NAME = re.compile(r"\s+name\s*=\s*")
 _NAME_BEGINNING = re.compile(r"(?:\Z|\s+(?:\Z|n\Z|na\Z|nam\Z|name\s*(?:\Z|=)))")
-# A quoted name ends at the first quote that `>` follows, so a name may hold quotes and `>`, as rendering leaves them.
+# A quoted name ends at the first quote that `>` follows, so a name may hold quotes and `>`, as rendering
+# leaves them.
 # A line end or `<` before that says that the closing quote was forgotten.
 _QUOTED_END = {quote: re.compile(rf"(?P<close>{quote}[ \t]*(?P<gt>>|\Z))|[\n<]") for quote in ('"', "'")}
 
@@ -21,18 +22,17 @@ class Header(NamedTuple):
     end: int
 
 
-def read_header(text: str, start: int, *, final: bool) -> Header | Literal["partial", "malformed"]:
-    """Reads the header whose tag ends at ``start``.
+def read_header(text: str, start: int) -> Header | Literal["partial", "malformed"]:
+    """Reads the header whose tag ends at ``start``; ``partial`` says that only more text can decide.
 
-    ``partial``: more text decides (never when ``final``). The answer, once given, does not depend on how much text
-    came after it.
+    An answer other than ``partial`` does not depend on how much text came after it.
     """
     end = min(len(text), start + HEADER_LIMIT)
-    undecided: Literal["partial", "malformed"] = "malformed"
-    if not final and len(text) < start + HEADER_LIMIT:
-        if not _NAME_BEGINNING.match(text, start):
-            return "malformed"
-        undecided = "partial"
+    undecided: Literal["partial", "malformed"] = (
+        "partial" if len(text) < start + HEADER_LIMIT else "malformed"
+    )
+    if undecided == "partial" and not _NAME_BEGINNING.match(text, start):
+        return "malformed"
     first_close = text.find(">", start, end)
     if first_close < 0:
         return undecided

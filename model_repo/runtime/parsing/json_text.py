@@ -1,4 +1,4 @@
-"""JSON string text, written piece by piece: escaping is per character, so pieces concatenate to a valid string."""
+"""JSON string text, written piece by piece: escaping is per character, so pieces concatenate."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def escape(text: str) -> str:
     """The inside of a JSON string for ``text``.
 
-    Characters outside ASCII stay as they are, so that every piece is readable; a lone surrogate, which UTF-8 cannot
-    carry, becomes its ``\\uXXXX`` escape. ``escape(a) + escape(b) == escape(a + b)``.
+    Characters outside ASCII stay as they are, so that every piece is readable; a lone surrogate, which UTF-8
+    cannot carry, becomes its ``\\uXXXX`` escape. ``escape(a) + escape(b) == escape(a + b)``.
     """
     escaped = encode_basestring(text)[1:-1]
     if escaped.isascii():

@@ -22,23 +22,26 @@ END_PARAMETER = "</parameter>"
 HEADER_LIMIT = 1024
 
 
-def finder(*markers: str, newline_before: tuple[str, ...] = (), hold: bool = True) -> re.Pattern[str]:
-    """A pattern whose leftmost match is a whole marker or, with ``hold``, a marker's beginning at the end of text.
+_WHOLE = frozenset({THINK, END_THINK, BLOCK, END_BLOCK, INVOKE, END_INVOKE, PARAMETER, END_PARAMETER})
 
-    Group ``marker`` is the marker without the newline that it owns (for those in ``newline_before``); it is None
-    where the match is only a beginning, which more text may or may not complete.
+
+def finder(*markers: str, newline_before: tuple[str, ...] = (), hold: bool = True) -> re.Pattern[str]:
+    """A pattern whose leftmost match is a whole marker or, with ``hold``, a marker's beginning at the end of
+    text.
+
+    The markers of ``newline_before`` take a newline in front of them along. ``found`` tells the matches
+    apart.
     """
-    owned = "|".join(re.escape(marker) for marker in newline_before)
-    plain = "|".join(re.escape(marker) for marker in markers)
-    whole = [f"\n?(?P<owned>{owned})"] if owned else []
-    whole += [f"(?P<plain>{plain})"] if plain else []
+    spelled = [*("\n" + marker for marker in newline_before), *newline_before, *markers]
+    choices = [re.escape(text) for text in spelled]
     if hold:
-        spelled = [*markers, *newline_before, *("\n" + marker for marker in newline_before)]
-        beginnings = sorted({text[:end] for text in spelled for end in range(1, len(text))}, key=len)
-        whole.append(f"(?:{'|'.join(map(re.escape, beginnings))})\\Z")
-    return re.compile("|".join(whole))
+        beginnings = {text[:end] for text in spelled for end in range(1, len(text))}
+        choices += [re.escape(text) + r"\Z" for text in sorted(beginnings)]
+    # every choice begins with a literal, so that `re` skips from one possible first character to the next
+    return re.compile("|".join(choices))
 
 
 def found(match: re.Match[str]) -> str | None:
-    """The marker of a match of ``finder``'s pattern, None for a mere beginning."""
-    return match[match.lastgroup] if match.lastgroup else None
+    """The marker, without its newline, that a match of ``finder``'s pattern is; None for a mere beginning."""
+    marker = match[0].removeprefix("\n")
+    return marker if marker in _WHOLE else None

@@ -13,8 +13,8 @@ class Delta:
     """One addition to the message.
 
     ``reasoning`` and ``content`` add ``text``. ``call`` opens tool call ``index`` with ``id`` and ``name``;
-    ``arguments`` adds ``text`` to the JSON argument text of call ``index``. The argument text of a call that was
-    cut never closes its outermost brace, so it cannot be mistaken for a whole one.
+    ``arguments`` adds ``text`` to the JSON argument text of call ``index``. The argument text of a call that
+    was cut never closes its outermost brace, so it cannot be mistaken for a whole one.
     """
 
     kind: DeltaKind
@@ -39,8 +39,8 @@ class Incomplete:
     """What was cut. Never to be executed.
 
     ``block``: ``<minimax:tool_call>`` opened and nothing whole followed. ``call``: an invoke without its end;
-    ``index`` and ``name`` are those of its ``call`` delta (None when even its name was cut), ``parameter`` is the
-    parameter whose value was open, ``arguments`` the JSON text streamed so far.
+    ``index`` and ``name`` are those of its ``call`` delta (None when even its name was cut), ``parameter`` is
+    the parameter whose value was open, ``arguments`` the JSON text streamed so far.
     """
 
     what: Literal["block", "call"]

@@ -1,7 +1,7 @@
 """Reads a parameter's text by its JSON schema.
 
-The chat template writes a string argument as it is and everything else as JSON; this is its inverse. Nothing here
-raises, whatever the schema: a keyword that makes no sense is as good as absent.
+The chat template writes a string argument as it is and everything else as JSON; this is its inverse. Nothing
+here raises, whatever the schema: a keyword that makes no sense is as good as absent.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class ParameterSchema:
     def read(self, text: str) -> str:
         """The JSON text of the value written as ``text``.
 
-        JSON that fits is passed on as it was written, so no digit of a number is lost. In the order of preference:
-        a JSON value that fits the schema's types and choices, the text itself if a string fits, one of the
-        schema's choices with space around it or in quotes, a JSON value of a declared type, the text.
+        JSON that fits is passed on as it was written, so no digit of a number is lost. In the order of
+        preference: a JSON value that fits the schema's types and choices, the text itself if a string fits,
+        one of the schema's choices with space around it or in quotes, a JSON value of a declared type, the
+        text.
         """
         if self.is_text:
             return quote(text)

@@ -1,28 +1,27 @@
 """The incremental parser: one state machine, of which parsing a whole text is the case of a single chunk.
 
-Grammar of a completion (``?`` marks the newlines that belong to a marker; a prompt that ends in ``<think>`` and a
-newline starts in reasoning):
+Grammar of a completion (``?`` marks the newlines that belong to a marker; a prompt that ends in ``<think>``
+and a newline starts in reasoning):
 
     message   = [ "<think>" \\n? ] reasoning \\n? "</think>" \\n? \\n? content { \\n? block content }
     block     = "<minimax:tool_call>" { invoke } "</minimax:tool_call>"
     invoke    = "<invoke name=" name ">" { "<parameter name=" name ">" value "</parameter>" } "</invoke>"
 
-Reasoning also ends where a block begins. Text in a block outside its invokes is content, space there is not; text
-in an invoke outside its values is dropped. ``<think>`` opens reasoning only while the content is blank.
+Reasoning also ends where a block begins. Text in a block outside its invokes is content, space there is not;
+text in an invoke outside its values is dropped. ``<think>`` opens reasoning only while the content is blank.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable
 from typing import Any
 
 from mm2c_runtime.parsing import markers as m
-from mm2c_runtime.parsing.call import OpenCall
 from mm2c_runtime.parsing.header import Header, read_header
-from mm2c_runtime.parsing.message import Delta, DeltaKind, Incomplete, Message, ToolCall
+from mm2c_runtime.parsing.message import Delta, Incomplete, Message
 from mm2c_runtime.parsing.tools import Tools
+from mm2c_runtime.parsing.writer import MessageWriter
 
 # A state reads text from a position and returns the next one, or _WAIT when it has kept the rest as pending.
 _State = Callable[[str, int], int]
@@ -43,28 +42,20 @@ class MessageStream:
     """Parses one completion as it arrives; any split into chunks gives the same message.
 
     ``tools`` are the OpenAI tool definitions of the request, whose schemas type the arguments.
-    ``starts_in_reasoning`` says that the prompt ended inside ``<think>`` (see ``mm2c_runtime.chat.will_reason``).
-    No text makes it raise.
+    ``starts_in_reasoning`` says that the prompt ended inside ``<think>`` (see
+    ``mm2c_runtime.chat.will_reason``). No text makes it raise.
     """
 
     def __init__(self, tools: Any = None, *, starts_in_reasoning: bool = True) -> None:
-        self._tools = Tools(tools)
-        self._state: _State = self._opening if starts_in_reasoning else self._content
+        self._writer = MessageWriter(Tools(tools))
+        self._state: _State = self._opening if starts_in_reasoning else self._in_content
         self._pending = ""  # the beginning of a marker, perhaps
         self._withheld: list[str] = []  # from an </invoke> inside a value on
-        self._withheld_tail = ""
+        self._tail = ""  # their last characters, where an end marker may have begun
         self._newlines = 0  # still to be taken as the last marker's own
-        self._final = self._finished = False
-        self._deltas: list[Delta] = []
-        self._reasoning: list[str] = []
-        self._said: list[str] = []
-        self._blank = True  # no content but space yet
         self._bare_block = False  # a block is open in which nothing has been read yet
         self._stray = False  # in text between the invokes of a block
-        self._calls: list[ToolCall] = []
-        self._opened = 0
-        self._call: OpenCall | None = None
-        self._incomplete: Incomplete | None = None
+        self._final = self._finished = False
 
     def feed(self, text: str) -> list[Delta]:
         """Takes the next piece of the completion and returns what it adds. After ``finish`` it adds nothing."""
@@ -75,25 +66,205 @@ class MessageStream:
         position = 0
         while 0 <= position < len(text):
             position = self._state(text, position)
-        deltas, self._deltas = self._deltas, []
-        return deltas
+        return self._writer.take()
 
     def finish(self) -> list[Delta]:
         """Ends the text: what was held back becomes what it is, and an open call is cut."""
         self._final = True
         withheld = "".join(self._withheld)
         if withheld:
-            self._withheld, self._state = [], self._value
+            self._withheld, self._state = [], self._in_value
         deltas = self.feed(withheld)
         self._finished = True
-        if self._call is not None:
-            self._cut()
-        elif self._bare_block:
-            self._note(Incomplete("block"))
+        self._writer.cut_call()
+        if self._bare_block:
+            self._writer.cut(Incomplete("block"))
         return deltas
 
     @property
     def message(self) -> Message:
         """The message so far; the whole one after ``finish``."""
-        return Message("".join(self._reasoning), "".join(self._said), list(self._calls), self._incomplete)
-"""
+        return self._writer.message()
+
+    # ---- states
+
+    def _opening(self, text: str, position: int) -> int:
+        match = _OPENING.match(text, position)
+        if match is not None and m.found(match) is None and not self._final:
+            return self._wait(text, position)
+        self._state = self._in_reasoning
+        if match is None or m.found(match) is None:
+            return position
+        self._newlines = 1
+        return match.end()
+
+    def _in_reasoning(self, text: str, position: int) -> int:
+        position = self._own_newlines(text, position)
+        match = _REASONING[not self._final].search(text, position)
+        if match is None:
+            self._writer.think(text[position:])
+            return len(text)
+        self._writer.think(text[position : match.start()])
+        marker = m.found(match)
+        if marker is None:
+            return self._wait(text, match.start())
+        if marker == m.END_THINK:
+            self._newlines, self._state = 2, self._in_content
+        else:
+            self._open_block()
+        return match.end()
+
+    def _in_content(self, text: str, position: int) -> int:
+        position = self._own_newlines(text, position)
+        match = _CONTENT[not self._final].search(text, position)
+        if match is None:
+            self._writer.say(text[position:])
+            return len(text)
+        self._writer.say(text[position : match.start()])
+        marker = m.found(match)
+        if marker is None:
+            return self._wait(text, match.start())
+        if marker == m.BLOCK:
+            self._open_block()
+        elif marker == m.THINK and self._writer.blank:
+            self._newlines, self._state = 1, self._in_reasoning
+        elif marker == m.THINK:
+            self._writer.say(marker)
+        return match.end()
+
+    def _in_block(self, text: str, position: int) -> int:
+        if not self._stray:
+            position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # it always matches
+        match = _IN_BLOCK.search(text, position)
+        stray = text[position : match.start() if match else len(text)]
+        if stray:
+            self._writer.say(stray)
+            self._stray, self._bare_block = True, False
+        if match is None:
+            return len(text)
+        marker = m.found(match)
+        if marker is None:
+            if self._final and m.INVOKE.startswith(match[0]) and match[0] != "<":
+                self._cut_unnamed()
+            return self._wait(text, match.start())
+        if marker == m.INVOKE:
+            return self._invoke(text, match)
+        self._stray = False
+        if marker == m.END_BLOCK:
+            self._bare_block, self._state = False, self._in_content
+        return match.end()
+
+    def _in_call(self, text: str, position: int) -> int:
+        match = _IN_CALL.search(text, position)
+        if match is None:
+            return len(text)
+        marker = m.found(match)
+        if marker is None:
+            return self._wait(text, match.start())
+        if marker == m.PARAMETER:
+            return self._parameter(text, match)
+        if marker == m.INVOKE:
+            return self._invoke(text, match)
+        if marker == m.END_INVOKE:
+            self._writer.end_call()
+            self._state = self._in_block
+        else:
+            self._writer.cut_call()
+            if marker == m.BLOCK:
+                self._open_block()
+            else:
+                self._state = self._in_content
+        return match.end()
+
+    def _in_value(self, text: str, position: int) -> int:
+        match = _IN_VALUE.search(text, position)
+        if match is None:
+            self._writer.data(text[position:])
+            return len(text)
+        self._writer.data(text[position : match.start()])
+        marker = m.found(match)
+        if marker is None:
+            return self._wait(text, match.start())
+        if marker == m.END_INVOKE and not self._final:
+            self._state = self._in_withheld
+            return match.start()
+        self._writer.close_value()
+        self._state = self._in_call
+        return match.end() if marker == m.END_PARAMETER else match.start()
+
+    def _in_withheld(self, text: str, position: int) -> int:
+        """After an ``</invoke>`` inside a value: data if ``</parameter>`` follows, else the end of the value."""
+        probe = self._tail + text[position:] if self._withheld else text
+        start = 0 if self._withheld else position
+        stop = probe.find(m.END_PARAMETER, start)
+        if stop < 0:
+            self._withheld.append(text[position:])
+            self._tail = probe[start:][1 - len(m.END_PARAMETER) :]
+            return len(text)
+        left = len(probe) - stop - len(m.END_PARAMETER)
+        if self._withheld:
+            whole = "".join(self._withheld) + text[position:]
+            data = whole[: len(whole) - len(probe) + stop]
+        else:
+            data = text[position:stop]
+        self._withheld, self._tail = [], ""
+        self._writer.data(data)
+        self._writer.close_value()
+        self._state = self._in_call
+        return len(text) - left
+
+    # ---- transitions
+
+    def _wait(self, text: str, position: int) -> int:
+        self._pending = text[position:]
+        return _WAIT
+
+    def _own_newlines(self, text: str, position: int) -> int:
+        while self._newlines and position < len(text):
+            if text[position] != "\n":
+                self._newlines = 0
+                break
+            self._newlines -= 1
+            position += 1
+        return position
+
+    def _open_block(self) -> None:
+        self._bare_block, self._stray, self._state = True, False, self._in_block
+
+    def _invoke(self, text: str, match: re.Match[str]) -> int:
+        header = read_header(text, match.end())
+        if header == "partial":
+            if self._final and self._writer.call is None:
+                self._cut_unnamed()
+            return self._wait(text, match.start())
+        if not isinstance(header, Header) or not header.name:
+            if self._writer.call is None:
+                self._writer.say(m.INVOKE)
+                self._stray, self._bare_block = True, False
+            return match.end()
+        self._writer.open_call(header.name)
+        self._bare_block, self._stray, self._state = False, False, self._in_call
+        return header.end
+
+    def _parameter(self, text: str, match: re.Match[str]) -> int:
+        header = read_header(text, match.end())
+        if header == "partial":
+            return self._wait(text, match.start())
+        if not isinstance(header, Header):
+            return match.end()
+        self._writer.open_value(header.name)
+        self._state = self._in_value
+        return header.end
+
+    def _cut_unnamed(self) -> None:
+        """The text ends within the header of an invoke."""
+        self._bare_block = False
+        self._writer.cut(Incomplete("call"))
+
+
+def parse_message(text: str, tools: Any = None, *, starts_in_reasoning: bool = True) -> Message:
+    """Parses a whole completion; the same as streaming it, in one chunk. Never raises."""
+    stream = MessageStream(tools, starts_in_reasoning=starts_in_reasoning)
+    stream.feed(text)
+    stream.finish()
+    return stream.message

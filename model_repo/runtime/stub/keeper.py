@@ -13,6 +13,7 @@ from mm2c_runtime.stub.link import EngineLink
 
 START_SECONDS = 3600.0  # a large bundle reads hundreds of GB; a crash is seen at once, not by this limit
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+DRAIN_SECONDS = 3.0  # Triton has let requests finish by then; what is left has no client
 STEADY_SECONDS = 60.0  # an engine that lived this long starts the backoff anew
 
 
@@ -57,7 +58,7 @@ class Keeper:
             self._launch()
         except Exception as error:  # handed to start(), which runs on Triton's thread
             self._failure = error
-            self._process.stop()
+            self._process.stop(DRAIN_SECONDS)
             return
         finally:
             self._up.set()
@@ -73,12 +74,12 @@ class Keeper:
                 failures = 0
             failures = self._restart(failures)
         self._link.close()
-        self._process.stop()
+        self._process.stop(DRAIN_SECONDS)
 
     def _restart(self, failures: int) -> int:
         """Start until it holds; the number of attempts since the engine last was steady."""
         while not self._stopping.is_set():
-            self._process.stop()
+            self._process.stop(DRAIN_SECONDS)
             self._stopping.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
             failures += 1
             self._lost.clear()

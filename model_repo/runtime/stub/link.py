@@ -27,7 +27,7 @@ class EngineLink:
         self._closed = threading.Event()
 
     def connect(self, timeout: float) -> None:
-        """Raises RequestError(UNAVAILABLE) or OSError when nothing answers within ``timeout`` seconds."""
+        """Raises OSError when no engine answers within ``timeout`` seconds."""
         client = EngineClient(str(self._socket), self._on_event, self._lost)
         client.connect(timeout)
         with self._lock:
@@ -63,7 +63,7 @@ class EngineLink:
             raise RequestError("UNAVAILABLE", "the engine is not running; it is being restarted, try again")
         return client
 
-    def _lost(self, *_: object) -> None:
+    def _lost(self, ids: list[str]) -> None:
         with self._lock:
             self._client = None
         if not self._closed.is_set():
@@ -74,5 +74,5 @@ class EngineLink:
             if self._client is None:
                 try:
                     self.connect(1.0)
-                except (OSError, RequestError):
+                except OSError:
                     continue

@@ -1,9 +1,8 @@
-"""The requests in flight, and the watch over clients that went away or ran out of time."""
+"""The requests in flight, and the watch over clients that went away."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,10 @@ POLL_SECONDS = 0.05  # is_cancelled() costs 55–170 µs a request: 32 requests 
 
 @dataclass
 class Live:
-    """``deadline``: monotonic seconds after which the request is given up, or None."""
+    """A request that the engine works on. ``id``: the engine's name for it, unique among all stubs."""
 
     id: str
     mailbox: Mailbox
-    deadline: float | None = None
 
 
 class LiveRequests:
@@ -52,15 +50,10 @@ class LiveRequests:
 
 
 class Watch:
-    """Asks every 50 ms, on a thread of its own, which clients cancelled and which deadlines passed."""
+    """Asks every 50 ms, on a thread of its own, which clients cancelled."""
 
-    def __init__(
-        self,
-        live: LiveRequests,
-        on_cancelled: Callable[[Live], None],
-        on_late: Callable[[Live], None],
-    ) -> None:
-        self._live, self._on_cancelled, self._on_late = live, on_cancelled, on_late
+    def __init__(self, live: LiveRequests, on_cancelled: Callable[[Live], None]) -> None:
+        self._live, self._on_cancelled = live, on_cancelled
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mm2c-cancel-poller", daemon=True)
         self._thread.start()
@@ -71,11 +64,8 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
-            now = time.monotonic()
             for live in self._live.all():
-                if live.deadline is not None and now > live.deadline:
-                    self._on_late(live)
-                elif _cancelled(live.mailbox.sender):
+                if _cancelled(live.mailbox.sender):
                     self._on_cancelled(live)
 
 

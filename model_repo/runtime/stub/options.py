@@ -18,6 +18,7 @@ PROMPT: dict[str, Option] = {
     "text_input": Option("TYPE_STRING"),
     "messages": Option("TYPE_STRING"),
     "tools": Option("TYPE_STRING"),
+    "chat_template_kwargs": Option("TYPE_STRING"),
 }
 
 SAMPLING: dict[str, Option] = {
@@ -39,12 +40,15 @@ SAMPLING: dict[str, Option] = {
     "end_id": Option("TYPE_INT32"),
     "pad_id": Option("TYPE_INT32"),
     "ignore_eos": Option("TYPE_BOOL"),
+    "beam_width": Option("TYPE_INT32"),
+    "length_penalty": Option("TYPE_FP32"),
     "logprobs": Option("TYPE_INT32"),
+    "return_log_probs": Option("TYPE_BOOL"),
     "parse": Option("TYPE_BOOL"),
     "sampling_parameters": Option("TYPE_STRING"),
 }
 
-# How the answer is laid out. The stub acts on these itself; the engine never sees them.
+# How the answer is laid out: the stub acts on these.
 ANSWER: dict[str, Option] = {
     "stream": Option("TYPE_BOOL"),
     "exclude_input_in_output": Option("TYPE_BOOL"),
@@ -64,4 +68,5 @@ OUTPUTS: dict[str, str] = {
     "num_input_tokens": "TYPE_INT32",
     "num_output_tokens": "TYPE_INT32",
     "token_ids": "TYPE_INT32",
+    "logprobs": "TYPE_STRING",
 }

@@ -25,6 +25,7 @@ class Pending:
     reasoning: list[str] = field(default_factory=list)
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     end: Event | None = None
 
     def add(self, event: Event) -> None:
@@ -36,6 +37,7 @@ class Pending:
             self.reasoning.append(event["reasoning"])
         self.tool_calls += event.get("tool_calls") or []
         self.token_ids += event.get("token_ids") or []
+        self.logprobs += event.get("logprobs") or []
 
     @property
     def empty(self) -> bool:
@@ -48,7 +50,6 @@ class Mailbox:
     def __init__(self, sender: Any, answer: Answer) -> None:
         self.sender = sender
         self.answer = answer
-        self.untouched = True  # nothing has been sent yet
         self.ended = False  # an end has been posted; later events are dropped
         self._pending = Pending()
         self._queued = False

@@ -9,6 +9,7 @@ import numpy as np
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.parsing import parse_message
+from mm2c_runtime.parsing.message import ToolCall
 from mm2c_runtime.stub.respond import triton_error
 
 
@@ -24,13 +25,16 @@ class ParseModel:
     def _answer(self, request: Any) -> Any:
         try:
             texts, tools, starts = self._read(request)
-            parsed = [parse_message(*case) for case in zip(texts, tools, starts, strict=True)]
+            parsed = [
+                parse_message(text, given, starts_in_reasoning=start)
+                for text, given, start in zip(texts, tools, starts, strict=True)
+            ]
         except RequestError as error:
             return self._pb.InferenceResponse(error=triton_error(self._pb, error.code, error.message))
         columns = {
             "reasoning": [message.reasoning for message in parsed],
             "content": [message.content for message in parsed],
-            "tool_calls": [json.dumps(message.tool_calls, ensure_ascii=False) for message in parsed],
+            "tool_calls": [json.dumps([_call(call) for call in message.tool_calls], ensure_ascii=False) for message in parsed],
         }
         wanted = request.requested_output_names()
         return self._pb.InferenceResponse(
@@ -52,6 +56,10 @@ class ParseModel:
     def _column(self, request: Any, name: str) -> list[Any]:
         tensor = self._pb.get_input_tensor_by_name(request, name)
         return [] if tensor is None else list(tensor.as_numpy().reshape(-1))
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _spread(name: str, values: list[Any], default: Any, count: int) -> list[Any]:

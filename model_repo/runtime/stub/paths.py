@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 SOCKET_VARIABLE = "MM2C_ENGINE_SOCKET"
-UNIX_PATH_LIMIT = 107  # bytes of a Unix socket's path
 
 
 def bundle_root(model_repository: str) -> Path:

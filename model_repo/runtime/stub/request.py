@@ -9,34 +9,33 @@ from typing import Any
 import numpy as np
 
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.stub.options import ANSWER, INPUTS, Option
+from mm2c_runtime.stub.options import INPUTS, Option
 
-# Triton puts these among the request parameters; they are its own.
-TRITON_PARAMETERS = ("timeout", "priority")
+# Outputs that the vLLM backend gives on request and this one unless told not to.
+ENDINGS = ("finish_reason", "num_input_tokens", "num_output_tokens")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the client wants back. ``outputs``: names of the tensors it asked for; ``echo``: text put before."""
+    """What the client wants back. ``outputs``: names of the tensors it asked for."""
 
     stream: bool
     outputs: frozenset[str]
-    echo: str = ""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request, decoded. ``timeout``: seconds the client grants it, or None."""
+    """One request, decoded: what the engine is told, and how its answer is laid out."""
 
     fields: dict[str, Any] = field(repr=False)
     answer: Answer
-    timeout: float | None
 
 
 def decode(pb: Any, request: Any) -> Call:
     """Read every tensor and parameter of ``request``.
 
-    Parameters that are no tensor travel on as fields, so that the engine refuses what it does not know by name.
+    Parameters that are no tensor travel on as fields, so that the engine refuses what it does not know by name;
+    Triton's ``timeout`` (µs) becomes the engine's (s).
     Raises RequestError(INVALID_ARGUMENT) where a tensor holds too many values, text is no UTF-8, or a name comes twice.
     """
     given: dict[str, Any] = {}
@@ -45,35 +44,25 @@ def decode(pb: Any, request: Any) -> Call:
         if tensor is not None:
             given[name] = _value(name, option, tensor.as_numpy())
     parameters = json.loads(request.parameters() or "{}")
-    microseconds = request.timeout() or parameters.get("timeout") or 0
     for name, value in parameters.items():
-        if name in TRITON_PARAMETERS:
-            continue
         if name in given:
             raise RequestError("INVALID_ARGUMENT", f"{name} is given both as a tensor and as a parameter")
         given[name] = value
-    answer = _answer(given, frozenset(request.requested_output_names()))
-    fields = {name: value for name, value in given.items() if name not in ANSWER}
-    return Call(fields, answer, _seconds(microseconds))
-
-
-def _answer(given: dict[str, Any], requested: frozenset[str]) -> Answer:
-    hidden = {
-        name
-        for name in ("finish_reason", "num_input_tokens", "num_output_tokens")
-        if given.get(f"return_{name}") is False
-    }
-    if not given.get("return_token_ids", False):
+    microseconds = given.pop("timeout", 0) or request.timeout()
+    if microseconds:
+        given["timeout"] = _seconds(microseconds)
+    return_ids = given.pop("return_token_ids", False)
+    hidden = {name for name in ENDINGS if given.get(f"return_{name}") is False}
+    if not return_ids:
         hidden.add("token_ids")
-    text = given.get("text_input", "")
-    echo = text if given.get("exclude_input_in_output") is False else ""
-    return Answer(bool(given.get("stream", False)), requested - hidden, echo)
+    outputs = frozenset(request.requested_output_names()) - hidden
+    return Call(given, Answer(bool(given.get("stream", False)), outputs))
 
 
-def _seconds(microseconds: object) -> float | None:
+def _seconds(microseconds: object) -> float:
     if isinstance(microseconds, bool) or not isinstance(microseconds, int) or microseconds < 0:
         raise RequestError("INVALID_ARGUMENT", f"timeout must be whole microseconds, got {microseconds!r}")
-    return microseconds / 1e6 if microseconds else None
+    return microseconds / 1e6
 
 
 def _value(name: str, option: Option, array: np.ndarray[Any, Any]) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mm2c_runtime.stub.outbox import Event, Pending
 from mm2c_runtime.stub.request import Answer
-from mm2c_runtime.stub.tool_calls import join, whole
+from mm2c_runtime.stub.tool_calls import deltas, whole
 
 # Triton's nearest code; the message begins with ours, for clients of a stream that see no status.
 _TRITON_CODE = {
@@ -27,22 +27,24 @@ def triton_error(pb: Any, code: str, message: str) -> Any:
     return pb.TritonError(text, getattr(pb.TritonError, _TRITON_CODE.get(code, "INTERNAL")))
 
 
-def response(pb: Any, answer: Answer, pending: Pending, *, first: bool) -> Any:
+def response(pb: Any, answer: Answer, pending: Pending) -> Any:
     """An InferenceResponse of what is pending.
 
-    Text tensors are [1], ``token_ids`` [n]. While streaming ``tool_calls`` holds deltas, otherwise whole calls; it is
+    Text tensors are [1], ``token_ids`` [n], ``logprobs`` a JSON list of n where they were asked for. While streaming ``tool_calls`` holds deltas, otherwise whole calls; it is
     JSON always. Finish reason and counts come with the last response only.
     """
     end = pending.end
     if end is not None and end["type"] == "error":
         return pb.InferenceResponse(error=triton_error(pb, end["code"], end["message"]))
-    calls = join(pending.tool_calls) if answer.stream else whole(pending.tool_calls)
+    calls = deltas(pending.tool_calls) if answer.stream else whole(pending.tool_calls)
     values: dict[str, np.ndarray[Any, Any]] = {
-        "text_output": _text((answer.echo if first else "") + "".join(pending.text)),
+        "text_output": _text("".join(pending.text)),
         "reasoning_output": _text("".join(pending.reasoning)),
         "tool_calls": _text(json.dumps(calls, ensure_ascii=False, separators=(",", ":"))),
         "token_ids": np.array(pending.token_ids, np.int32),
     }
+    if pending.logprobs:
+        values["logprobs"] = _text(json.dumps(pending.logprobs, separators=(",", ":")))
     if end is not None:
         values.update(_ending(end))
     return pb.InferenceResponse([pb.Tensor(n, v) for n, v in values.items() if n in answer.outputs])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ class Service:
         self._live = LiveRequests()
         self._ids = (f"{os.getpid()}-{n}" for n in itertools.count())
         self._outbox = Outbox(self._deliver, self._undelivered)
-        self._watch = Watch(self._live, self._cancel, self._late)
+        self._watch = Watch(self._live, self._cancel)
         self.link = EngineLink(socket, self.on_event, self._lost)
 
     def execute(self, requests: list[Any]) -> None:
@@ -72,9 +71,8 @@ class Service:
             raise RequestError(
                 "INVALID_ARGUMENT", "stream=true needs the model minimax_m2; this one answers in a single response"
             )
-        deadline = None if call.timeout is None else time.monotonic() + call.timeout
         mailbox = Mailbox(sender, call.answer)
-        live = Live(next(self._ids), mailbox, deadline)
+        live = Live(next(self._ids), mailbox)
         self._live.add(live)
         try:
             self.link.submit(live.id, call.fields)
@@ -92,20 +90,13 @@ class Service:
         self._outbox.post(live.mailbox, {"type": "error", "code": code, "message": message})
 
     def _cancel(self, live: Live) -> None:
-        self._end_early(live, "the client cancelled the request")
-
-    def _late(self, live: Live) -> None:
-        self._end_early(live, "the request's timeout passed")
-
-    def _end_early(self, live: Live, why: str) -> None:
         """Free the engine's slot, and answer without waiting for it to notice."""
         self._live.remove(live.id)
         self.link.cancel(live.id)
-        self._fail(live, "CANCELLED", why)
+        self._fail(live, "CANCELLED", "the client cancelled the request")
 
     def _deliver(self, mailbox: Mailbox, pending: Pending) -> None:
-        made = response(self._pb, mailbox.answer, pending, first=mailbox.untouched)
-        mailbox.untouched = False
+        made = response(self._pb, mailbox.answer, pending)
         final = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if pending.end is not None else 0
         mailbox.sender.send(made, flags=final)
 

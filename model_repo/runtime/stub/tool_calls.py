@@ -1,4 +1,4 @@
-"""Joining OpenAI-shaped tool-call deltas: a client may get several in one response."""
+"""Tool-call deltas as clients know them from OpenAI's API, and as whole calls."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from typing import Any
 Delta = dict[str, Any]
 
 
-def join(deltas: list[Delta]) -> list[Delta]:
-    """Deltas of the same ``index`` become one: the first gives id, type and name, arguments are concatenated."""
-    joined: dict[int, Delta] = {}
-    for delta in deltas:
-        index = int(delta.get("index", len(joined)))
-        function = delta.get("function") or {}
-        if index not in joined:
-            joined[index] = {**delta, "index": index, "function": dict(function)}
-            continue
-        into = joined[index]["function"]
-        for name, value in function.items():
-            into[name] = into.get(name, "") + value if name == "arguments" else value
-        for name, value in delta.items():
-            if name != "function" and value is not None:
-                joined[index][name] = value
-    return [joined[index] for index in sorted(joined)]
+def deltas(parts: list[Delta]) -> list[Delta]:
+    """The engine's parts in OpenAI's shape; consecutive parts of one call become one.
+
+    A part is ``index`` and ``arguments`` (text to append), with ``id`` and ``name`` where it opens the call.
+    """
+    joined: list[Delta] = []
+    for part in parts:
+        opens = part.get("name") is not None
+        if joined and not opens and joined[-1]["index"] == part["index"]:
+            joined[-1]["function"]["arguments"] += part["arguments"]
+        elif opens:
+            function = {"name": part["name"], "arguments": part["arguments"]}
+            joined.append({"index": part["index"], "id": part["id"], "type": "function", "function": function})
+        else:
+            joined.append({"index": part["index"], "function": {"arguments": part["arguments"]}})
+    return joined
 
 
-def whole(deltas: list[Delta]) -> list[Delta]:
-    """Every delta of a message as finished calls: id, type, function; without the streaming ``index``."""
-    return [{name: value for name, value in call.items() if name != "index"} for call in join(deltas)]
+def whole(parts: list[Delta]) -> list[Delta]:
+    """All parts of a message as calls: id, type, function; without the ``index`` that only a stream needs."""
+    calls: dict[int, Delta] = {}
+    for delta in deltas(parts):
+        if "id" in delta:
+            calls[delta["index"]] = {name: value for name, value in delta.items() if name != "index"}
+        else:
+            calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    return list(calls.values())

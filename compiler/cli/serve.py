@@ -1,0 +1,136 @@
+"""`mm2c serve`: a bundle under a real Triton Inference Server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from mm2c.cli.console import Bars, err, out, user_errors
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder, as `mm2c build` wrote it.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP. 0 picks a free port.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC. 0 picks a free port.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics. 0 picks a free port.")] = 8002,
+    triton: Annotated[
+        Optional[Path],  # noqa: UP007  typer on Python 3.10 reads the annotation at run time
+        typer.Option(
+            help="tritonserver, or its installation. Default: $MM2C_TRITON, else the nvidia-pytriton wheel, "
+            "else /opt/tritonserver."
+        ),
+    ] = None,
+    log: Annotated[
+        Optional[Path],  # noqa: UP007
+        typer.Option(help="The server's log. Default: a file a port under ~/.local/state/mm2c."),
+    ] = None,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that running requests get when stopping.")] = 5,
+    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until the server must be ready.")] = 1800,
+    checksums: Annotated[
+        bool, typer.Option("--checksums/--no-checksums", help="Compare every file with the manifest first.")
+    ] = True,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Triton's verbose log.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready.")] = False,
+) -> None:
+    """Serve a bundle with Triton: gRPC, HTTP `generate_stream`, metrics. Ctrl-C stops it and leaves nothing behind.
+
+    The supervisor restarts what dies. Ask it with `mm2c chat`, tritonclient or curl.
+    """
+    with user_errors():
+        from mm2c.bundle.read import read_bundle
+        from mm2c.serve.installation import find_triton
+        from mm2c.serve.ports import choose_ports
+        from mm2c.serve.run_directory import RunDirectory
+        from mm2c.serve.server import Server, Settings
+        from mm2c.serve.supervisor import Supervisor
+
+        bars = Bars()
+        installation = find_triton(triton)
+        ports = choose_ports(host, http_port, grpc_port, metrics_port)
+        with bars.stage("checking the bundle"):
+            manifest = read_bundle(bundle, checksums=checksums)
+        _refuse_unservable(bundle, manifest)
+        log_file = log or _default_log(ports.http)
+        log_file.unlink(missing_ok=True)
+        run = RunDirectory(installation)
+        settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose)
+        server = Server(installation, run, settings)
+        supervisor = Supervisor(server, bars.note, start_timeout)
+        try:
+            with bars.stage(f"starting tritonserver of {installation.source} (log: {log_file})") as stage:
+                supervisor.start(stage.advance)
+            _announce(settings, server.pid, manifest.model.name, as_json)
+            _until_interrupted(supervisor)
+        finally:
+            supervisor.stop()
+            run.remove()
+
+
+def _until_interrupted(supervisor: Any) -> None:
+    """Watch until Ctrl-C or SIGTERM, which is how a server is meant to end: not an error."""
+    try:
+        supervisor.run()
+    except KeyboardInterrupt:
+        err.print("stopping (running requests may finish; Ctrl-C again to drop them)")
+        try:
+            supervisor.stop()
+        except KeyboardInterrupt:
+            supervisor.kill()
+        err.print("stopped")
+
+
+def _refuse_unservable(bundle: Path, manifest: Any) -> None:
+    from mm2c.errors import UserError
+
+    if manifest.checkpoint is None:
+        raise UserError(
+            "the bundle was built with --config-only and has no weights",
+            where=str(bundle),
+            remedy="build it again from a checkpoint",
+        )
+
+
+def _default_log(port: int) -> Path:
+    """One file a port, written anew at each start, so that logs do not pile up."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mm2c"
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        probe = state / f"serve-{port}.log"
+        probe.open("ab").close()
+    except OSError:
+        return Path(tempfile.gettempdir()) / f"mm2c-serve-{os.getuid()}-{port}.log"
+    return probe
+
+
+def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    http, grpc, metrics = (f"{host}:{p}" for p in (settings.ports.http, settings.ports.grpc, settings.ports.metrics))
+    if as_json:
+        ready = {
+            "event": "ready",
+            "model": model,
+            "http": http,
+            "grpc": grpc,
+            "metrics": metrics,
+            "pid": os.getpid(),
+            "triton_pid": pid,
+            "log": str(settings.log),
+        }
+        sys.stdout.write(json.dumps(ready) + "\n")
+        sys.stdout.flush()
+        return
+    out.print(f"[bold green]READY[/] {model}")
+    out.print(f"  stream   http://{http}/v2/models/minimax_m2/generate_stream")
+    out.print(f"  once     http://{http}/v2/models/minimax_m2/generate")
+    out.print(f"  gRPC     {grpc}   (minimax_m2 streams, minimax_m2_unary answers once, minimax_m2_parse)")
+    out.print(f"  ready    http://{http}/v2/health/ready")
+    out.print(f"  metrics  http://{metrics}/metrics")
+    out.print(f"  log      {settings.log}")
+    out.print(f"ask it:    mm2c chat --url {grpc} --message 'Hello!'        stop it: Ctrl-C")

@@ -1,0 +1,110 @@
+"""M2PagedAttention: M2Attention over a cache of pages."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from onnx import FunctionProto
+
+from mm2c.dialect import attention_maths as maths
+from mm2c.dialect.body import INT64, Body
+from mm2c.dialect.schema import I32, define
+from mm2c.dialect.spec import OpSpec, TorchOp
+from mm2c.dialect.torch_op import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLUGIN = "M2PagedAttn"
+WRITE_PLUGIN = "M2RopeKv"  # norms, rotates and writes; runs before PLUGIN
+
+SCHEMA = define(
+    "M2PagedAttention",
+    "As M2Attention, with k_cache and v_cache[N, page, kv_heads, head_dim] and block_table[B, M]: position p of row b "
+    "lies in page block_table[b, p // page] at offset p % page. Entries past a row's last page may hold anything, "
+    "negative numbers included.",
+    inputs=[*maths.INPUTS, ("block_table", I32), ("k_cache", "C"), ("v_cache", "C")],
+    outputs=maths.OUTPUTS,
+    attributes=maths.ATTRIBUTES,
+)
+
+
+def body() -> FunctionProto:
+    b = Body(SCHEMA)
+    positions = maths.query_positions(b)
+    q, k = maths.query_and_key(b, positions)
+    page = b.size("k_cache", 1)
+    table = b.Cast("block_table", to=INT64)
+
+    # (row, i) of every real token, and the slot of the flattened cache that it takes
+    steps = b.Range(b.int(0), b.size("q", 1), b.int(1))
+    real = b.Less(steps, b.Unsqueeze(b.Cast("new_len", to=INT64), b.ints(1)))
+    token = b.Transpose(b.NonZero(real), perm=[1, 0])  # [n, 2]
+    position = b.GatherND(positions, token)
+    row = b.Gather(token, b.int(0), axis=1)
+    entry = b.Concat(b.Unsqueeze(row, b.ints(1)), b.Unsqueeze(b.Div(position, page), b.ints(1)), axis=1)
+    slot = b.Add(b.Mul(b.GatherND(table, entry), page), b.Mod(position, page))
+    slot = b.Unsqueeze(slot, b.ints(1))
+
+    valid = b.Max(b.Min(table, b.Sub(b.size("k_cache", 0), b.int(1))), b.int(0))
+
+    def write(rows: str, cache: str) -> tuple[str, str]:
+        """The cache with the new rows [B, S, kv_heads, D], and its view as [B, kv_heads, M·page, D]."""
+        slots = b.Reshape(cache, b.join(b.ints(-1), b.dims(cache, 2, 4)))
+        new = b.CastLike(b.GatherND(rows, token), cache)
+        written = b.Reshape(b.ScatterND(slots, slot, new), b.Shape(cache))
+        pages = b.Gather(written, valid, axis=0)  # [B, M, page, kv_heads, D]
+        view = b.Reshape(pages, b.join(b.ints(0, -1), b.dims(cache, 2, 4)))
+        return written, b.Transpose(view, perm=[0, 2, 1, 3])
+
+    k_cache, keys = write(b.Transpose(k, perm=[0, 2, 1, 3]), "k_cache")
+    v_cache, values = write(maths.value_rows(b), "v_cache")
+    return b.function(maths.attend(b, q, keys, values, positions), k_cache, v_cache)
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    s: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    past_len: Tensor,
+    new_len: Tensor,
+    block_table: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *attributes: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    widths = maths.AttentionWidths(*attributes)
+    q, k, v, positions = maths.rows_reference(q, k, v, s, q_weight, k_weight, cos, sin, past_len, widths)
+    k_cache, v_cache = k_cache.clone(), v_cache.clone()
+    page = k_cache.shape[1]
+    for row, new in enumerate(new_len.tolist()):
+        at = positions[row, :new]
+        pages = block_table[row].long()[at // page]
+        k_cache[pages, at % page] = k[row, :new].to(k_cache.dtype)
+        v_cache[pages, at % page] = v[row, :new].to(v_cache.dtype)
+    valid = block_table.long().clamp(0, len(k_cache) - 1)
+    keys, values = (cache[valid].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
+    return maths.attend_reference(q, keys, values, positions, widths.scale), k_cache, v_cache
+
+
+def fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    k_cache, v_cache = rest[10], rest[11]
+    return q.new_empty(q.shape), k_cache.new_empty(k_cache.shape), v_cache.new_empty(v_cache.shape)
+
+
+@lru_cache(maxsize=None)
+def register_torch() -> TorchOp:
+    signature = (
+        f"({maths.TORCH_INPUTS}, Tensor block_table, Tensor k_cache, Tensor v_cache, {maths.TORCH_ATTRIBUTES})"
+        " -> (Tensor, Tensor, Tensor)"
+    )
+    return register(SCHEMA, "paged_attention", signature, reference, fake)
+
+
+SPEC = OpSpec(SCHEMA, body, PLUGIN, register_torch)

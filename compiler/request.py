@@ -1,0 +1,90 @@
+"""What a build is asked for and what it reports: the two values at the ends of the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mm2c.config import BuildOptions, Mapping, ModelConfig
+from mm2c.errors import UserError
+
+CPU_CONTEXT = 32768  # tokens: a row of M2's whole context would take 46 GiB of KV cache in fp32
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """`mm2c build` as asked, before defaults. ``source`` None: found as the checkpoint reader documents."""
+
+    source: str | None = None
+    output: Path | None = None
+    revision: str | None = None
+    tp: int = 1
+    ep: int = 1
+    fp8: bool = False
+    engine: str = "auto"
+    context: int = 0
+    max_rows: int = 8
+    prefill_chunk: int = 512
+    all_logits: bool = False
+    config_only: bool = False
+    force: bool = False
+    cache: bool = True
+
+    def options(self, config: ModelConfig, engine: str) -> BuildOptions:
+        """The options with the defaults of ``config`` filled in.
+
+        Raises:
+            UserError: a context longer than the model's.
+        """
+        if self.context > config.context:
+            raise UserError(
+                f"--context {self.context} is longer than the model's context of {config.context} tokens",
+                where="--context",
+                remedy=f"at most {config.context}",
+            )
+        return BuildOptions(
+            mapping=Mapping(tp=self.tp, ep=self.ep),
+            engine=engine,
+            context=self.context or min(config.context, CPU_CONTEXT),
+            max_rows=self.max_rows,
+            prefill_chunk=min(self.prefill_chunk, self.context or config.context),
+            all_logits=self.all_logits,
+        )
+
+    def place(self, name: str) -> Path:
+        """Where the bundle goes: ``output``, else ``./NAME-tpN[-epN]``."""
+        layout = f"tp{self.tp}" + (f"-ep{self.ep}" if self.ep > 1 else "")
+        return (self.output or Path.cwd() / f"{name}-{layout}").absolute()
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did. ``made`` and ``reused`` name stages; ``seconds`` is wall time."""
+
+    output: Path
+    engine: str
+    reason: str
+    up_to_date: bool
+    made: tuple[str, ...] = ()
+    reused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    bytes: int = 0
+    seconds: float = 0.0
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "output": str(self.output)}
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        lines = [f"engine    {self.engine}: {self.reason}", *(f"note      {note}" for note in self.notes)]
+        if self.up_to_date:
+            return [*lines, f"up to date {self.output} ({self.seconds:.1f} s; nothing was built)"]
+        if self.reused:
+            lines.append(f"reused    {', '.join(self.reused)} (from the cache)")
+        if self.made:
+            lines.append(f"built     {', '.join(self.made)}")
+        if self.memory:
+            lines.append("memory    " + self.memory["summary"])
+        return [*lines, f"bundle    {self.output} ({self.bytes / 2**20:.1f} MiB, {self.seconds:.1f} s)"]

@@ -1,0 +1,67 @@
+"""Looking at processes through /proc: who lives, which stubs a server has, and who carries a mark."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+STUB = "triton_python_backend_stub"
+
+
+def alive(pid: int) -> bool:
+    """Whether ``pid`` runs. A zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def stubs_of(server: int) -> dict[str, int]:
+    """Model name to the pid of its stub, for every live stub whose parent is ``server``."""
+    found = {}
+    for pid in _pids():
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if not arguments[0].endswith(STUB.encode()):
+                continue
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == server and alive(pid):
+            found[Path(os.fsdecode(arguments[1])).parents[1].name] = pid  # <repository>/<model>/1/model.py
+    return found
+
+
+def marked(variable: str, value: str) -> list[int]:
+    """Processes of this user that were started with ``variable=value`` in their environment, this one excepted."""
+    mark = f"{variable}={value}".encode()
+    found = []
+    for pid in _pids():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if pid != os.getpid() and mark in environment.split(b"\0") and alive(pid):
+            found.append(pid)
+    return found
+
+
+def kill_marked(variable: str, value: str, timeout: float = 5.0) -> None:
+    """SIGKILL every marked process and wait until all are gone, or ``timeout`` seconds."""
+    end = time.monotonic() + timeout
+    while pids := marked(variable, value):
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if time.monotonic() > end:
+            return
+        time.sleep(0.02)
+
+
+def _pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]

@@ -1,0 +1,163 @@
+"""One tritonserver process for one bundle: command line, environment, start, readiness, stop."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm2c.bundle.carried import TRITON_MODELS
+from mm2c.errors import UserError
+from mm2c.serve.control import Control
+from mm2c.serve.installation import Installation
+from mm2c.serve.ports import Ports
+from mm2c.serve.processes import kill_marked
+from mm2c.serve.run_directory import RunDirectory
+
+MARK = "MM2C_SERVE_RUN"  # every process below the server carries it: how orphans are found
+LOG_TAIL = 25  # lines shown when a start fails
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``drain``: seconds that running requests get at a stop before the server ends regardless."""
+
+    bundle: Path
+    host: str
+    ports: Ports
+    log: Path
+    drain: int = 5
+    verbose: bool = False
+
+
+class Server:
+    """Not started yet. ``start``, then ``wait_ready``; ``stop`` always, also after a failure."""
+
+    def __init__(self, installation: Installation, run: RunDirectory, settings: Settings) -> None:
+        self._installation, self._run, self._settings = installation, run, settings
+        self.control = Control(settings.host, settings.ports.http)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._was_ready = False
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it in a session of its own, so that Ctrl-C in a terminal reaches only the supervisor.
+
+        It gets SIGTERM should the calling thread end without stopping it.
+        """
+        self._run.gate_flag.unlink(missing_ok=True)
+        with self._settings.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(),
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_supervisor,
+            )
+
+    def exit_status(self) -> int | None:
+        return None if self._process is None else self._process.poll()
+
+    def wait_ready(self, timeout: float, tick: Callable[[], None] = lambda: None) -> None:
+        """Raises UserError with the end of the log when the server ends, or is not ready after ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        while not self.control.ready():
+            status = self.exit_status()
+            if status is not None:
+                raise UserError(
+                    f"tritonserver ended while it started (status {status})\n{self.log_tail()}",
+                    where=str(self._settings.log),
+                    remedy="the end of its log is above; the cause is usually the first line that begins with E",
+                    exit_code=1,
+                )
+            if time.monotonic() > end:
+                raise UserError(
+                    f"tritonserver was not ready after {timeout:.0f} s\n{self.log_tail()}",
+                    where=str(self._settings.log),
+                    remedy="give it longer with --start-timeout, or look into its log",
+                    exit_code=1,
+                )
+            tick()
+            time.sleep(0.05)
+        self._was_ready = True
+
+    def stop(self) -> None:
+        """SIGTERM, let requests finish for ``drain`` seconds, then kill whatever is left by pid.
+
+        A server that never was ready has nothing to finish, and Triton hears no signal while it loads.
+        """
+        process = self._process
+        if process is not None and process.poll() is None and self._was_ready:
+            process.terminate()
+            try:
+                process.wait(self._settings.drain + 5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the server and everything below it now, and take its shared memory and socket away."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+        kill_marked(MARK, str(self._run.path))
+        self._run.remove_shared_memory()
+        self._run.socket.unlink(missing_ok=True)
+
+    def log_tail(self, lines: int = LOG_TAIL) -> str:
+        try:
+            text = self._settings.log.read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def command(self) -> list[str]:
+        settings, ports = self._settings, self._settings.ports
+        return [
+            str(self._installation.binary),
+            f"--model-repository={settings.bundle / 'model_repository'}",
+            f"--backend-directory={self._run.backends}",
+            f"--backend-config=python,shm-region-prefix-name={self._run.shared_memory_prefix}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in TRITON_MODELS),
+            "--disable-auto-complete-config",
+            f"--http-address={settings.host}",
+            f"--grpc-address={settings.host}",
+            f"--metrics-address={settings.host}",
+            f"--http-port={ports.http}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-port={ports.metrics}",
+            f"--exit-timeout-secs={settings.drain}",
+            f"--log-verbose={int(settings.verbose)}",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """This process's, with what the Python stub needs: it takes the first python3 on PATH as its own."""
+        libraries = [str(p) for p in self._installation.libraries]
+        inherited = os.environ.get("LD_LIBRARY_PATH")
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
+            "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
+            "MM2C_ENGINE_SOCKET": str(self._run.socket),
+            MARK: str(self._run.path),
+        }
+
+
+def _end_with_supervisor() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,135 @@
+"""Cleans what clients send as history into what the checkpoint's template can render.
+
+The released templates fail on arguments that are strings, print ``None`` for a missing content and know
+reasoning under one name only; OpenAI clients send all three.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from mm2c_runtime.chat.plain import plain
+from mm2c_runtime.errors import RequestError
+
+ROLES = ("system", "user", "assistant", "tool")
+# The names under which clients return reasoning, the template's own first.
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def name_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its reasoning, if any, under the names that templates read."""
+    reasoning = next((message[name] for name in REASONING_NAMES if message.get(name) is not None), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def clean_messages(messages: Any) -> list[dict[str, Any]]:
+    """OpenAI chat messages as the template expects them; the caller's are left as they are.
+
+    Every message gets a role and a text content; keys that are null are dropped; tool calls get a name and
+    arguments that are an object. Raises RequestError INVALID_ARGUMENT, naming the place, for what has no such
+    form.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        _refuse("messages must be a list of at least one message")
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(plain(messages, "messages"))]
+
+
+def clean_tools(tools: Any) -> list[dict[str, Any]] | None:
+    """OpenAI tool definitions; a bare function (``name`` at the top) is wrapped. None for an empty list."""
+    if tools is None:
+        return None
+    if not isinstance(tools, (list, tuple)):
+        _refuse("tools must be a list")
+    return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(plain(tools, "tools"))] or None
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        _refuse(f"{where} must be an object")
+    role = message.get("role")
+    if role not in ROLES:
+        _refuse(f"{where}.role is {json.dumps(role)}; it must be one of {', '.join(ROLES)}")
+    cleaned = {key: value for key, value in message.items() if value is not None}
+    cleaned["content"] = _text(message.get("content"), f"{where}.content")
+    cleaned = name_reasoning(cleaned)
+    if not isinstance(cleaned.get("reasoning_content", ""), str):
+        _refuse(f"{where}: the reasoning must be a string")
+    if "tool_calls" in cleaned:
+        calls = cleaned["tool_calls"]
+        if not isinstance(calls, list):
+            _refuse(f"{where}.tool_calls must be a list")
+        cleaned["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return cleaned
+
+
+def _text(content: Any, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        _refuse(f"{where} must be a string, a list of text parts, or null")
+    return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        _refuse(f"{where} must be a string or an object with a type")
+    if part.get("type") not in _TEXT_PARTS:
+        _refuse(f"{where} has type {json.dumps(part.get('type'))}; this model reads text only")
+    if not isinstance(part.get("text"), str):
+        _refuse(f"{where}.text must be a string")
+    return str(part["text"])
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        _refuse(f"{where} must be an object")
+    function = call.get("function") or call
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        _refuse(f"{where} must name its function")
+    function = {**function, "arguments": _arguments(function.get("arguments"), f"{where}.arguments")}
+    return {**call, "function": function} if call.get("function") else function
+
+
+def _arguments(arguments: Any, where: str) -> dict[str, Any]:
+    """Clients send the arguments of a call without any as "", null or nothing."""
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            arguments = json.loads(arguments, parse_constant=_not_json)
+        except (ValueError, RecursionError) as error:
+            _refuse(f"{where} is not JSON: {error}")
+    if arguments is None or arguments == "" or (isinstance(arguments, str) and not arguments.strip()):
+        return {}
+    if not isinstance(arguments, dict):
+        _refuse(f"{where} must be a JSON object, not {json.dumps(arguments)[:80]}")
+    return arguments
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        _refuse(f"{where} must be an object")
+    if tool.get("type", "function") != "function":
+        _refuse(f"{where}.type is {json.dumps(tool['type'])}; only function tools exist")
+    if "function" not in tool:
+        tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    function = tool["function"]
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        _refuse(f"{where} must name its function")
+    if not isinstance(function.get("parameters") or {}, dict):
+        _refuse(f"{where}: parameters must be a JSON schema, that is an object")
+    return tool
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RequestError("INVALID_ARGUMENT", message)

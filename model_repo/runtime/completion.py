@@ -1,0 +1,98 @@
+"""Answers of ``Bundle.generate``: whole, or as they grow."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mm2c_runtime.answer import Event, append_call
+from mm2c_runtime.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Completion:
+    """``tool_calls`` are whole calls in OpenAI's shape (``arguments`` is JSON text); ``finish_reason`` is stop,
+    length, tool_calls or cancelled. ``seed`` reproduces the answer. ``logprobs``: one object a token, or None."""
+
+    text: str
+    reasoning: str
+    tool_calls: list[dict[str, Any]]
+    finish_reason: str
+    num_input_tokens: int
+    num_output_tokens: int
+    token_ids: list[int] = field(repr=False)
+    seed: int
+    logprobs: list[dict[str, Any]] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class CompletionDelta:
+    """What one event adds; ``tool_calls`` are OpenAI-shaped deltas. The last one has no text and ``finish_reason``,
+    counts and ``seed`` set."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] | None = None
+    finish_reason: str | None = None
+    num_input_tokens: int | None = None
+    num_output_tokens: int | None = None
+    seed: int | None = None
+
+
+class Stream:
+    """Events of one request, from the engine's thread to the caller's."""
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._cancel = cancel
+
+    def put(self, event: Event) -> None:
+        self._events.put(event)
+
+    def deltas(self) -> Iterator[CompletionDelta]:
+        """Ends with the request; raises RequestError where it failed. Leaving the loop early cancels it."""
+        ended = False
+        try:
+            while not ended:
+                event = self._events.get()
+                ended = event["type"] in ("finish", "error")
+                if event["type"] == "error":
+                    raise RequestError(event["code"], event["message"])
+                if event["type"] in ("delta", "finish"):
+                    names = CompletionDelta.__dataclass_fields__
+                    yield CompletionDelta(**{name: event[name] for name in names if name in event})
+        finally:
+            if not ended:
+                self._cancel()
+
+    def completion(self) -> Completion:
+        """Waits for the end. Raises RequestError."""
+        text, reasoning = [], []
+        calls: list[dict[str, Any]] = []
+        token_ids: list[int] = []
+        logprobs: list[dict[str, Any]] | None = None
+        last = CompletionDelta()
+        for last in self.deltas():
+            text.append(last.text)
+            reasoning.append(last.reasoning)
+            token_ids += last.token_ids
+            for call in last.tool_calls:
+                append_call(calls, call)
+            if last.logprobs is not None:
+                logprobs = (logprobs or []) + last.logprobs
+        whole = [{name: value for name, value in call.items() if name != "index"} for call in calls]
+        return Completion(
+            text="".join(text),
+            reasoning="".join(reasoning),
+            tool_calls=whole,
+            finish_reason=last.finish_reason or "",
+            num_input_tokens=last.num_input_tokens or 0,
+            num_output_tokens=last.num_output_tokens or 0,
+            token_ids=token_ids,
+            seed=last.seed or 0,
+            logprobs=logprobs,
+        )

@@ -1,0 +1,203 @@
+"""The ONNX Runtime executor: the programs of all ranks in this process, run in lockstep on the CPU."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm2c_runtime.errors import BundleError, RequestError
+from mm2c_runtime.executors.base import KvFacts
+from mm2c_runtime.executors.cache import LinearCache
+from mm2c_runtime.executors.plan import Plan, Planner
+from mm2c_runtime.executors.program import load_program
+from mm2c_runtime.executors.sessions import default_threads, share_pool
+from mm2c_runtime.manifest import Limits, Lowering, Manifest
+from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
+from mm2c_runtime.step import RowStep, StepBatch, StepResult
+
+_REBUILD = "build the bundle again with `mm2c build … --force`"
+
+
+class OnnxRuntimeExecutor:
+    """Executor of a bundle's ``fast`` or ``portable`` lowering.
+
+    ``rows`` and ``context`` may lower the manifest's limits, not raise them. ``threads`` is the size of the one
+    thread pool of the process (default: the CPUs it may use); the first executor of a process sets it.
+    ``forward_seconds`` is how long the last model run took, sampling left out.
+
+    Raises BundleError where the bundle lacks the lowering, or a file of it is missing, cut short or not loadable.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str,
+        manifest: Manifest,
+        lowering: Literal["fast", "portable"] | str = "fast",
+        threads: int | None = None,
+        rows: int | None = None,
+        context: int | None = None,
+    ) -> None:
+        bundle = Path(bundle)
+        self._vocab = manifest.model.vocab
+        self._all_logits = manifest.logits == "all"
+        self._limits = _limits(manifest.limits, rows, context)
+        self._lowering = _checked(bundle, manifest, lowering)
+        pool = share_pool(threads or default_threads())
+        ranks = self._lowering.ranks
+        programs = [load_program(bundle, rank, pool) for rank in ranks]
+        # One spare row, so that two rows can be exchanged by copies.
+        self._caches = [LinearCache(r.kv, self._limits.max_rows + 1, self._limits.context) for r in ranks]
+        self._planner = Planner(programs, ranks[0].collectives, self._caches, in_place=self._lowering.in_place)
+        self._plans: dict[int, Plan] = {}  # decode steps by their number of rows
+        self._generation = 0
+        self._sampler = Sampler(self._vocab)
+        self.forward_seconds = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def kv(self) -> KvFacts:
+        return KvFacts(
+            self._limits.max_rows + 1, self._limits.context, sum(cache.bytes_per_token for cache in self._caches)
+        )
+
+    def forward(self, batch: StepBatch) -> NDArray[np.float32]:
+        """As ``Executor.forward``. The rows of a batch are neighbours in order, also in a prefill of several rows;
+        where the lowering is not padded, such a prefill is not possible. Raises ValueError for a batch that this
+        executor cannot run, RequestError("INTERNAL") where ONNX Runtime fails."""
+        return self._forward(batch).copy()
+
+    def step(self, batch: StepBatch) -> StepResult:
+        """As ``Executor.step``. The sampler state of released rows is dropped, then copies are carried out."""
+        for row in batch.released:
+            self._sampler.release(row)
+        for copy in batch.copies:
+            self._sampler.copy(copy.source, copy.target)
+        for row in batch.rows:
+            self._sampler.observe(row)
+        began = time.perf_counter()
+        logits = self._forward(batch)
+        self.forward_seconds = time.perf_counter() - began
+        results = self._sampler.sample(self._last(logits, batch.rows), batch.rows)
+        for step, result in zip(batch.rows, results):
+            if result.error == NON_FINITE:
+                for cache in self._caches:
+                    cache.clear(step.row, step.past_len + step.new_len)
+        return StepResult(batch.step_id, results)
+
+    def close(self) -> None:
+        self._plans.clear()
+        del self._planner
+        for cache in self._caches:
+            cache.close()
+
+    def _forward(self, batch: StepBatch) -> NDArray[np.float32]:
+        """The logits in the plan's own memory, valid until the next step."""
+        width = self._check(batch)
+        for copy in batch.copies:
+            for cache in self._caches:
+                cache.copy(copy)
+        rows = batch.rows
+        plan = self._plan(rows[0].row, len(rows), width)
+        if width == 1:
+            plan.ids[:, 0] = [row.tokens[0] for row in rows]
+        else:
+            plan.ids[...] = 0
+            for index, row in enumerate(rows):
+                plan.ids[index, : row.new_len] = row.tokens
+        plan.past[:] = [row.past_len for row in rows]
+        plan.new[:] = [row.new_len for row in rows]
+        if not 0 <= plan.ids.min() <= plan.ids.max() < self._vocab:
+            raise ValueError(f"a token id is outside the vocabulary of {self._vocab}")
+        try:
+            plan.run()
+        except Exception as error:
+            raise RequestError("INTERNAL", f"ONNX Runtime failed in step {batch.step_id}: {error}") from error
+        return plan.logits
+
+    def _plan(self, first: int, batch: int, width: int) -> Plan:
+        """Decode plans are kept: they differ only in their number of rows, and binding costs more than running
+        a small model. A prefill is bound anew."""
+        kept = first == 0 and width == 1
+        plan = self._plans.get(batch) if kept and self._generation == self._planner.generation else None
+        if plan is None:
+            plan = self._planner.plan(first, batch, width)
+            if self._generation != self._planner.generation:  # buffers were replaced
+                self._plans.clear()
+                self._generation = self._planner.generation
+            if kept:
+                self._plans[batch] = plan
+        return plan
+
+    def _last(self, logits: NDArray[np.float32], rows: list[RowStep]) -> NDArray[np.float32]:
+        """The logits of each row's last token."""
+        if not self._all_logits:
+            return logits
+        return logits[np.arange(len(rows)), [row.new_len - 1 for row in rows]]
+
+    def _check(self, batch: StepBatch) -> int:
+        """The width of a batch that keeps to the protocol and to this lowering."""
+        rows, limits = batch.rows, self._limits
+        if not rows:
+            raise ValueError("a step needs at least one row")
+        width = max(row.new_len for row in rows)
+        for place, row in enumerate(rows, rows[0].row):
+            if row.row != place or not 0 <= place <= limits.max_rows:
+                raise ValueError(f"row {row.row} at place {place}: the rows of a step are neighbours in order")
+            if not 1 <= row.new_len == len(row.tokens) or row.past_len < 0:
+                raise ValueError(f"row {row.row}: {len(row.tokens)} tokens, new_len {row.new_len}")
+            if row.past_len + row.new_len > limits.context:
+                raise ValueError(f"row {row.row}: {row.past_len + row.new_len} tokens in {limits.context} places")
+            if row.new_len != width and not self._lowering.padded:
+                raise ValueError("this lowering takes rows of equal length only")
+        if batch.kind == "decode" and (width != 1 or rows[0].row != 0):
+            raise ValueError("a decode step has one token for each of the rows from 0 on")
+        if width > 1 and len(rows) > 1 and not self._lowering.padded:
+            raise ValueError("this lowering prefills one row at a time")
+        return width
+
+
+def _limits(built: Limits, rows: int | None, context: int | None) -> Limits:
+    for name, asked, most in (("rows", rows, built.max_rows), ("context", context, built.context)):
+        if asked is not None and not 1 <= asked <= most:
+            raise BundleError(
+                f"{name} = {asked} is not between 1 and {most}, the limit this bundle was built with",
+                remedy=f"lower it, or build again with a larger limit for {name}",
+            )
+    limit = context or built.context
+    return Limits(
+        context=limit, max_rows=rows or built.max_rows, prefill_chunk=min(built.prefill_chunk, limit)
+    )
+
+
+def _checked(bundle: Path, manifest: Manifest, name: str) -> Lowering:
+    """The lowering, with every file of it present in its full size and the same collectives on every rank."""
+    where = str(bundle / "manifest.json")
+    if manifest.engine != "onnxruntime" or name not in manifest.lowerings:
+        has = ", ".join(sorted(manifest.lowerings)) or "none"
+        raise BundleError(
+            f"the bundle is for {manifest.engine} and has no lowering '{name}' (it has: {has})",
+            where=where,
+            remedy="build with `--engine onnxruntime`",
+        )
+    lowering = manifest.lowerings[name]
+    for rank in lowering.ranks:
+        if rank.collectives != lowering.ranks[0].collectives:
+            raise BundleError(f"rank {rank.rank} has other collectives than rank 0", where=where, remedy=_REBUILD)
+        for file in [rank.weights, *(segment.file for segment in rank.segments)]:
+            path, entry = bundle / file, manifest.files.get(file)
+            if not path.is_file():
+                raise BundleError("a file of the bundle is missing", where=str(path), remedy=_REBUILD)
+            if entry is not None and path.stat().st_size != entry.bytes:
+                raise BundleError(
+                    f"a file of the bundle has {path.stat().st_size} bytes instead of {entry.bytes}",
+                    where=str(path),
+                    remedy=_REBUILD,
+                )
+    return lowering

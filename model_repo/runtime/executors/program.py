@@ -1,0 +1,76 @@
+"""A rank program in memory: its segments' sessions and what they read and write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+
+from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.sessions import load_session
+from mm2c_runtime.executors.values import ValueType, value_type
+from mm2c_runtime.manifest import RankProgram
+
+STEP_INPUTS = ("input_ids", "past_len", "new_len")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSegment:
+    session: ort.InferenceSession
+    inputs: dict[str, ValueType]
+    outputs: dict[str, ValueType]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProgram:
+    """One rank's segments, in order."""
+
+    rank: int
+    segments: list[LoadedSegment]
+
+
+def load_program(bundle: Path, program: RankProgram, threads: int) -> LoadedProgram:
+    """Create the sessions of one rank. Raises BundleError where a file is missing or is not what the manifest says."""
+    segments = []
+    if len(program.collectives) != len(program.segments) - 1:
+        raise BundleError(
+            f"rank {program.rank}: {len(program.segments)} segments with {len(program.collectives)} collectives",
+            where=str(bundle / "manifest.json"),
+            remedy="build the bundle again with `mm2c build … --force`",
+        )
+    for segment in program.segments:
+        path = bundle / segment.file
+        session = load_session(path, threads)
+        inputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_inputs()}
+        outputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_outputs()}
+        for kind, said, found in (
+            ("inputs", segment.inputs, inputs),
+            ("outputs", segment.outputs, outputs),
+        ):
+            if set(said) != set(found):
+                differing = ", ".join(sorted(set(said) ^ set(found)))
+                raise BundleError(
+                    f"the program's {kind} differ from the manifest's: {differing}",
+                    where=str(path),
+                    remedy="build the bundle again with `mm2c build … --force`",
+                )
+        segments.append(LoadedSegment(session, inputs, outputs))
+    return LoadedProgram(program.rank, segments)
+
+
+def step_symbols(program: LoadedProgram, batch: int, width: int, context: int) -> dict[str, int]:
+    """Values of the symbolic sizes: the names that the program's own inputs use, and the contract's."""
+    symbols = {"batch": batch, "seq": width, "kv_len": context}
+    for segment in program.segments:
+        for name, kind in segment.inputs.items():
+            if kind.shape is None:
+                continue
+            if name == "input_ids":
+                named = zip(kind.shape, (batch, width), strict=True)
+            elif name.startswith(("k_cache.", "v_cache.")):
+                named = zip(kind.shape[::2], (batch, context), strict=True)
+            else:
+                continue
+            symbols.update({symbol: size for symbol, size in named if isinstance(symbol, str)})
+    return symbols

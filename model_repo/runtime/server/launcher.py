@@ -1,0 +1,126 @@
+"""The engine process as a child: started, waited for, ended; started again where it died."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mm2c_runtime.errors import BundleError
+from mm2c_runtime.server.client import EngineClient
+
+_POLL_SECONDS = 0.02
+
+
+class EngineProcess:
+    """One child at a time. It is killed when the THREAD that called ``start`` ends (Linux's parent-death signal), so
+    start it from a thread that lives as long as it should. Its log goes to this process's stderr.
+
+    ``command`` replaces the engine's command line; it must serve ``socket_path``.
+    """
+
+    def __init__(
+        self,
+        bundle_dir: str,
+        socket_path: str,
+        *,
+        lowering: str = "fast",
+        threads: int | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self.socket_path = socket_path
+        self._command = list(command) if command is not None else _command(bundle_dir, lowering, threads)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Starts the process and returns at once. Raises RuntimeError where one is running, OSError."""
+        if self.alive:
+            raise RuntimeError(f"the engine process {self.pid} is still running")
+        Path(self.socket_path).unlink(missing_ok=True)
+        arguments = ["--socket", self.socket_path, "--parent", str(os.getpid())]
+        self._process = subprocess.Popen([*self._command, *arguments], stdin=subprocess.DEVNULL, env=_environment())
+
+    def wait_ready(self, timeout: float) -> None:
+        """Waits until the engine answers on its socket. Raises BundleError where the process ends before, or
+        after ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if not self.alive:
+                raise BundleError(
+                    f"the engine process {self._ended()} while it started",
+                    where=" ".join(self._command),
+                    remedy="its own message is in this log, above",
+                )
+            if Path(self.socket_path).exists() and self._answers():
+                return
+            time.sleep(_POLL_SECONDS)
+        raise BundleError(f"the engine process was not ready after {timeout:g} s", where=self.socket_path)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Exit status of the process (negative: the signal); None where it still runs after ``timeout`` seconds."""
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self, timeout: float = 12.0) -> None:
+        """Lets the process finish what is in flight for ``timeout`` seconds, then kills it. Safe to repeat."""
+        if self._process is None:
+            return
+        if self.alive:
+            self._process.terminate()
+            if self.wait(timeout) is None:
+                self.kill()
+        self._process.wait()
+        self._process = None
+        Path(self.socket_path).unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """SIGKILL, at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        client = EngineClient(self.socket_path, lambda event: None)
+        try:
+            client.connect(1.0)
+        except OSError:
+            return False
+        client.close()
+        return True
+
+    def _ended(self) -> str:
+        status = self.wait(0)
+        if status is None:
+            return "is gone"
+        return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+
+
+def _command(bundle_dir: str, lowering: str, threads: int | None) -> list[str]:
+    command = [sys.executable, "-m", "mm2c_runtime.server.process", "--bundle", bundle_dir, "--lowering", lowering]
+    return command if threads is None else [*command, "--threads", str(threads)]
+
+
+def _environment() -> dict[str, str]:
+    """The child must find this very package, wherever its parent found it."""
+    import mm2c_runtime
+
+    found = Path(mm2c_runtime.__file__).resolve().parent
+    if found.name != "mm2c_runtime":  # an editable install maps the name to another folder; the child has it too
+        return dict(os.environ)
+    paths = [str(found.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
