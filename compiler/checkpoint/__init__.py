@@ -7,7 +7,6 @@ from mm2c.checkpoint.locate import Located, locate, locate_config
 from mm2c.checkpoint.reader import Checkpoint
 from mm2c.checkpoint.recipes import recipes_for_config, rope_recipes
 from mm2c.checkpoint.shard import TensorInfo
-from mm2c.checkpoint.values import validate_values
 
 __all__ = [
     "Checkpoint",
@@ -21,5 +20,4 @@ __all__ = [
     "read_config",
     "recipes_for_config",
     "rope_recipes",
-    "validate_values",
 ]

@@ -15,6 +15,7 @@ from mm2c.checkpoint.index import TensorIndex, read_index
 from mm2c.checkpoint.recipes import recipes_for_config
 from mm2c.checkpoint.shard import TensorInfo
 from mm2c.checkpoint.validate import check_tensors
+from mm2c.checkpoint.values import validate_values
 from mm2c.config import ModelConfig, WeightFormats
 from mm2c.errors import UserError
 from mm2c.weights.dtypes import NUMPY
@@ -96,6 +97,10 @@ class Checkpoint:
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         digest.update(self._index_digest.encode())
         return digest.hexdigest()
+
+    def validate_values(self) -> None:
+        """Read every scale; UserError names the first that is NaN, infinite, zero or negative."""
+        validate_values(self)
 
     def recipes(self, context: int | None = None) -> dict[str, Recipe]:
         """Recipes of all full graph tensors by canonical name; ``context``: rows of the rope tables."""

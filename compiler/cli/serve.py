@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -21,14 +21,14 @@ def serve(
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC. 0 picks a free port.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics. 0 picks a free port.")] = 8002,
     triton: Annotated[
-        Optional[Path],  # noqa: UP007  typer on Python 3.10 reads the annotation at run time
+        Path | None,
         typer.Option(
             help="tritonserver, or its installation. Default: $MM2C_TRITON, else the nvidia-pytriton wheel, "
             "else /opt/tritonserver."
         ),
     ] = None,
     log: Annotated[
-        Optional[Path],  # noqa: UP007
+        Path | None,
         typer.Option(help="The server's log. Default: a file a port under ~/.local/state/mm2c."),
     ] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that running requests get when stopping.")] = 5,
@@ -44,18 +44,20 @@ def serve(
     The supervisor restarts what dies. Ask it with `mm2c chat`, tritonclient or curl.
     """
     with user_errors():
-        from mm2c.bundle.read import read_bundle
+        from mm2c.bundle.read import read_manifest
         from mm2c.serve.installation import find_triton
         from mm2c.serve.ports import choose_ports
         from mm2c.serve.run_directory import RunDirectory
         from mm2c.serve.server import Server, Settings
         from mm2c.serve.supervisor import Supervisor
+        from mm2c_runtime.checksums import check_contents, check_sizes
 
         bars = Bars()
         installation = find_triton(triton)
         ports = choose_ports(host, http_port, grpc_port, metrics_port)
         with bars.stage("checking the bundle"):
-            manifest = read_bundle(bundle, checksums=checksums)
+            manifest = read_manifest(bundle)
+            (check_contents if checksums else check_sizes)(bundle, manifest.files)
         _refuse_unservable(bundle, manifest)
         log_file = log or _default_log(ports.http)
         log_file.unlink(missing_ok=True)
@@ -116,9 +118,9 @@ def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:
         ready = {
             "event": "ready",
             "model": model,
-            "http": http,
+            "http": f"http://{http}",
             "grpc": grpc,
-            "metrics": metrics,
+            "metrics": f"http://{metrics}/metrics",
             "pid": os.getpid(),
             "triton_pid": pid,
             "log": str(settings.log),

@@ -1,7 +1,7 @@
 """The compiler's own ONNX operators (domain ``mm2c``), one module each, and their registry.
 
-``mm2c.dialect.ops`` maps an op's name to its OpSpec. Importing this package registers the schemas and does not
-import torch; ``register_torch()`` does.
+``mm2c.dialect.ops`` maps an op's name to its OpSpec. Importing this package registers the schemas and does
+not import torch; ``register_torch()`` does.
 """
 
 from __future__ import annotations

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from onnx import FunctionProto
 
 from mm2c.dialect import attention_maths as maths
 from mm2c.dialect.body import INT64, Body
 from mm2c.dialect.schema import define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,11 +19,12 @@ PLUGIN = None  # engines with a cache of rows have native layers for it
 
 SCHEMA = define(
     "M2Attention",
-    "q[B, S, heads·head_dim], k and v[B, S, kv_heads·head_dim] as projected; s[B, S, 2] the sums of squares of q and "
-    "of k over the q_total and k_total elements of the whole model. Query i of row b stands at past_len[b] + i. "
-    "Rows 0 … new_len[b] - 1 of k (normed, rotated) and of v are written to k_cache and v_cache"
-    "[B, kv_heads, L, head_dim] at their positions; i >= new_len[b] is padding: it writes nothing and its output is "
-    "finite but unspecified. Attention is over cache positions <= past_len[b] + i.",
+    "q[B, S, heads·head_dim], k and v[B, S, kv_heads·head_dim] as projected; s[B, S, 2] the sums "
+    "of squares of q and of k over the q_total and k_total elements of the whole model. Query i "
+    "of row b stands at past_len[b] + i. Rows 0 … new_len[b] - 1 of k (normed, rotated) and of v "
+    "are written to k_cache and v_cache[B, kv_heads, L, head_dim] at their positions; i >= "
+    "new_len[b] is padding: it writes nothing and its output is finite but unspecified. Attention "
+    "is over cache positions <= past_len[b] + i.",
     inputs=[*maths.INPUTS, ("k_cache", "C"), ("v_cache", "C")],
     outputs=maths.OUTPUTS,
     attributes=maths.ATTRIBUTES,
@@ -37,12 +37,12 @@ def body() -> FunctionProto:
     q, k = maths.query_and_key(b, positions)
 
     # a cache slot takes new row slot - past_len if that is a real one, else keeps what it holds
-    slots = b.Range(b.int(0), b.size("k_cache", 2), b.int(1))
+    slots = b.Range(b.scalar(0), b.size("k_cache", 2), b.scalar(1))
     source = b.Sub(slots, b.Unsqueeze(b.Cast("past_len", to=INT64), b.ints(1)))  # [B, L]
     new = b.Unsqueeze(b.Cast("new_len", to=INT64), b.ints(1))
-    written = b.And(b.GreaterOrEqual(source, b.int(0)), b.Less(source, new))
+    written = b.And(b.GreaterOrEqual(source, b.scalar(0)), b.Less(source, new))
     written = b.Unsqueeze(written, b.ints(1, 3))  # [B, 1, L, 1]
-    row = b.Max(b.Min(source, b.Sub(b.size("q", 1), b.int(1))), b.int(0))
+    row = b.Max(b.Min(source, b.Sub(b.size("q", 1), b.scalar(1))), b.scalar(0))
     row = b.Unsqueeze(row, b.ints(2))  # [B, L, 1]
 
     def write(rows: str, cache: str) -> str:  # rows [B, S, kv_heads, D]
@@ -83,11 +83,11 @@ def fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k_cache.new_empty(k_cache.shape), v_cache.new_empty(v_cache.shape)
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     signature = (
-        f"({maths.TORCH_INPUTS}, Tensor k_cache, Tensor v_cache, {maths.TORCH_ATTRIBUTES})"
-        " -> (Tensor, Tensor, Tensor)"
+        f"({maths.TORCH_INPUTS}, Tensor k_cache, Tensor v_cache, {maths.TORCH_ATTRIBUTES}) "
+        "-> (Tensor, Tensor, Tensor)"
     )
     return register(SCHEMA, "attention", signature, reference, fake)
 

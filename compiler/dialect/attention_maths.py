@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from onnx.defs import OpSchema
-
 from mm2c.dialect.body import FLOAT, INT64, Body
 from mm2c.dialect.schema import F32, I32
+from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +58,9 @@ class AttentionWidths(NamedTuple):
 
 
 def normalise(b: Body, x: str, column: int, total: str, weight: str) -> str:
-    """x · rsqrt(s[..., column] / total + eps) in f32, rounded to the type of x, times weight over the whole width."""
+    """x · rsqrt(s[..., column] / total + eps) in f32, rounded to the type of x, times weight over the whole
+    width.
+    """
     square_sum = b.Slice("s", b.ints(column), b.ints(column + 1), b.ints(2))
     mean = b.Div(square_sum, b.Cast(b.attribute(total), to=FLOAT))
     inverse = b.Reciprocal(b.Sqrt(b.Add(mean, b.attribute("eps"))))
@@ -69,7 +70,7 @@ def normalise(b: Body, x: str, column: int, total: str, weight: str) -> str:
 
 def query_positions(b: Body) -> str:
     """past_len[b] + i as i64[B, S]."""
-    steps = b.Range(b.int(0), b.size("q", 1), b.int(1))
+    steps = b.Range(b.scalar(0), b.size("q", 1), b.scalar(1))
     return str(b.Add(b.Unsqueeze(b.Cast("past_len", to=INT64), b.ints(1)), steps))
 
 
@@ -81,7 +82,7 @@ def split_heads(b: Body, x: str, heads: str) -> str:
 
 def rotate(b: Body, x: str, positions: str) -> str:
     """Partial NeoX RoPE of x[B, heads, S, D]; positions past the table's end (padding) take its last row."""
-    last = b.Sub(b.size("cos", 0), b.int(1))
+    last = b.Sub(b.size("cos", 0), b.scalar(1))
     clipped = b.Min(positions, last)
     cos, sin = b.CastLike("cos", x), b.CastLike("sin", x)
     return str(b.RotaryEmbedding(x, cos, sin, clipped, rotary_embedding_dim=b.ref("rotary_dim")))
@@ -101,7 +102,7 @@ def value_rows(b: Body) -> str:
 
 def attend(b: Body, q: str, keys: str, values: str, positions: str) -> str:
     """q[B, Hq, S, D] over keys and values [B, Hkv, L, D] with mask kv_pos <= position → [B, S, Hq·D]."""
-    slots = b.Range(b.int(0), b.size(keys, 2), b.int(1))
+    slots = b.Range(b.scalar(0), b.size(keys, 2), b.scalar(1))
     seen = b.LessOrEqual(slots, b.Unsqueeze(positions, b.ints(2)))
     out = b.Attention(
         q, b.CastLike(keys, q), b.CastLike(values, q), b.Unsqueeze(seen, b.ints(1)), scale=b.ref("scale")

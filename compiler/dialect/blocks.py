@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def dequantize(body: Body, weight: str, scale: str, block_n: str, block_k: str, parts: int = 1) -> str:
     """weight[N, K] e4m3 · scale[parts · ⌈N/parts/block_n⌉, ⌈K/block_k⌉] → f32[N, K].
 
-    ``block_n`` and ``block_k`` are i64[1]. Rows come in ``parts`` equal parts, each divided into blocks of its own.
+    ``block_n`` and ``block_k`` are i64[1]. Rows come in ``parts`` equal parts, each divided into blocks of
+    its own.
     """
     rows, columns = body.dims(scale, 0, 1), body.dims(scale, 1, 2)
     spread = body.Expand(

@@ -6,20 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
+from mm2c.dialect.schema import OPSET
 from onnx import AttributeProto, FunctionProto, GraphProto, TensorProto, helper
 from onnx.defs import OpSchema
 
-from mm2c.dialect.schema import OPSET
-
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64
+_ATTRIBUTE_TYPES = {
+    OpSchema.AttrType.INT: AttributeProto.INT,
+    OpSchema.AttrType.FLOAT: AttributeProto.FLOAT,
+}
 
 
 class Body:
     """The nodes of one op's function body, or of a subgraph inside it.
 
-    ``body.MatMul(a, b)`` appends a node and returns the name of its output; ``outputs=2`` returns a tuple of names;
-    ``body.ref("scale")`` as an attribute's value stands for the attribute of the calling node.
+    ``body.MatMul(a, b)`` appends a node and returns the name of its output; ``outputs=2`` returns a tuple
+    of names; ``body.ref("scale")`` as an attribute's value stands for the attribute of the calling node.
     """
 
     def __init__(self, schema: OpSchema, parent: Body | None = None) -> None:
@@ -53,7 +56,7 @@ class Body:
         """A reference to an attribute of the op."""
         proto = AttributeProto()
         proto.ref_attr_name = attribute
-        proto.type = AttributeProto.AttributeType.Value(self._schema.attributes[attribute].type.name)
+        proto.type = _ATTRIBUTE_TYPES[self._schema.attributes[attribute].type]
         return proto
 
     def attribute(self, name: str) -> str:
@@ -71,7 +74,7 @@ class Body:
             self._constants[values] = self.Constant(value_ints=list(values))
         return self._constants[values]
 
-    def int(self, value: int) -> str:
+    def scalar(self, value: int) -> str:
         """A constant i64 scalar."""
         if value not in self._constants:
             self._constants[value] = self.Constant(value_int=value)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
-
-from onnx import FunctionProto
-from onnx.defs import OpSchema
 
 from mm2c.dialect.body import Body
 from mm2c.dialect.schema import define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto
+from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +19,10 @@ PLUGIN = None  # TensorRT has a native layer; ONNX Runtime graphs are cut here
 
 SCHEMA = define(
     "DistCollective",
-    "collective_operation is all_reduce (reduce_op sum) or all_gather (concatenation along axis). groups holds the "
-    "ranks of every group, group_size after group_size; nb_rank is the number of ranks. Over one rank it is the "
-    "identity, which is all that the body says: graphs for several ranks are cut at this op or run by an engine "
-    "with collectives.",
+    "collective_operation is all_reduce (reduce_op sum) or all_gather (concatenation along axis). "
+    "groups holds the ranks of every group, group_size after group_size; nb_rank is the number "
+    "of ranks. Over one rank it is the identity, which is all that the body says: graphs for "
+    "several ranks are cut at this op or run by an engine with collectives.",
     inputs=[("x", "T")],
     outputs=[("y", "T")],
     attributes=[
@@ -73,11 +72,11 @@ def fake(
     return x.new_empty(shape)
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     signature = (
-        "(Tensor x, str collective_operation, str reduce_op, int root, int nb_rank, int[] groups, int group_size, "
-        "int axis) -> Tensor"
+        "(Tensor x, str collective_operation, str reduce_op, int root, int nb_rank, int[] groups, "
+        "int group_size, int axis) -> Tensor"
     )
     return register(SCHEMA, "dist_collective", signature, reference, fake)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from onnx import ValueInfoProto
-
 from mm2c.dialect.body import FLOAT, INT64, Body
+from onnx import ValueInfoProto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,10 +15,10 @@ if TYPE_CHECKING:
 def scan_experts(b: Body, stacked: Sequence[str], dense: Callable[..., tuple[str, str]]) -> str:
     """Σ over experts of weight · w2 · (silu(gate) · up), for inputs ``x``, ``weights``, ``ids`` of the op.
 
-    ``stacked`` are the op's weight inputs, first axis experts. A Scan walks that axis without copying, which is
-    also the only way in ONNX to reach one expert of an e4m3 tensor (Gather and Slice reject the type);
-    ``dense(block, *slices)`` turns one expert's slices into w13[2I, H] and w2[H, I] of any float type. Experts that
-    no token chose are skipped.
+    ``stacked`` are the op's weight inputs, first axis experts. A Scan walks that axis without copying,
+    which is also the only way in ONNX to reach one expert of an e4m3 tensor (Gather and Slice reject the
+    type); ``dense(block, *slices)`` turns one expert's slices into w13[2I, H] and w2[H, I] of any float
+    type. Experts that no token chose are skipped.
     """
     local = b.Sub(b.Cast("ids", to=INT64), b.attribute("first_expert"))
     start = b.Expand(b.Cast(b.ConstantOfShape(b.ints(1)), to=FLOAT), b.Shape("x"))
@@ -30,7 +29,7 @@ def scan_experts(b: Body, stacked: Sequence[str], dense: Callable[..., tuple[str
     hits = each.size(pairs, 1)
 
     run = each.block()
-    token = run.Gather(pairs, run.int(0), axis=0)
+    token = run.Gather(pairs, run.scalar(0), axis=0)
     w13, w2 = dense(run, *slices)
     hidden = run.MatMul(run.Gather("x", token, axis=0), _transposed_like_x(run, w13))
     gate, up = run.Split(hidden, outputs=2, axis=1, num_outputs=2)
@@ -43,14 +42,14 @@ def scan_experts(b: Body, stacked: Sequence[str], dense: Callable[..., tuple[str
     skip = each.block()
     same = skip.Identity("sum_before")
     total = each.If(
-        each.Greater(hits, each.int(0)), then_branch=run.graph([added]), else_branch=skip.graph([same])
+        each.Greater(hits, each.scalar(0)), then_branch=run.graph([added]), else_branch=skip.graph([same])
     )
-    following = each.Add("expert", each.int(1))
+    following = each.Add("expert", each.scalar(1))
 
     carried = [ValueInfoProto(name=name) for name in ("sum_before", "expert", *slices)]
     result, _ = b.Scan(
         start,
-        b.int(0),
+        b.scalar(0),
         *stacked,
         outputs=2,
         num_scan_inputs=len(stacked),
@@ -64,7 +63,12 @@ def _transposed_like_x(block: Body, weight: str) -> str:
 
 
 def experts_reference(
-    x: Tensor, weights: Tensor, ids: Tensor, first: int, count: int, dense: Callable[[int], tuple[Tensor, Tensor]]
+    x: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    first: int,
+    count: int,
+    dense: Callable[[int], tuple[Tensor, Tensor]],
 ) -> Tensor:
     """x[T, H], weights[T, k], ids[T, k] → [T, H]; ``dense(e)`` gives w13[2I, H], w2[H, I] of local expert e.
 

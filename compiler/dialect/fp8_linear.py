@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
-
-from onnx import FunctionProto
-from onnx.defs import OpSchema
 
 from mm2c.dialect.blocks import dequantize, dequantize_reference
 from mm2c.dialect.body import Body
 from mm2c.dialect.schema import E4M3, F32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto
+from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +41,7 @@ def fake(x: Tensor, weight: Tensor, scale: Tensor, block_n: int, block_k: int) -
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     signature = "(Tensor x, Tensor weight, Tensor scale, int block_n, int block_k) -> Tensor"
     return register(SCHEMA, "fp8_linear", signature, reference, fake)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
-
-from onnx import FunctionProto
-from onnx.defs import OpSchema
 
 from mm2c.dialect.body import Body
 from mm2c.dialect.experts import experts_reference, scan_experts
 from mm2c.dialect.schema import F32, I32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto
+from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +20,8 @@ PLUGIN = "M2Moe"
 
 SCHEMA = define(
     "M2MoeExpertsDense",
-    "As M2MoeExpertsFp8 with w13[E, 2I, H] and w2[E, H, I] of any dense type, cast to that of x as they are used.",
+    "As M2MoeExpertsFp8 with w13[E, 2I, H] and w2[E, H, I] of any dense type, cast to that of x "
+    "as they are used.",
     inputs=[("x", "T"), ("weights", F32), ("ids", I32), ("w13", "W"), ("w2", "W")],
     outputs=[("y", "T")],
     attributes=[("first_expert", OpSchema.AttrType.INT)],
@@ -41,7 +41,7 @@ def fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     signature = "(Tensor x, Tensor weights, Tensor ids, Tensor w13, Tensor w2, int first_expert) -> Tensor"
     return register(SCHEMA, "moe_experts_dense", signature, reference, fake)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
-
-from onnx import FunctionProto
-from onnx.defs import OpSchema
 
 from mm2c.dialect.blocks import dequantize, dequantize_reference
 from mm2c.dialect.body import Body
@@ -14,6 +11,8 @@ from mm2c.dialect.experts import experts_reference, scan_experts
 from mm2c.dialect.schema import E4M3, F32, I32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto
+from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +21,12 @@ PLUGIN = "M2Moe"
 
 SCHEMA = define(
     "M2MoeExpertsFp8",
-    "y[T, H] = Σ over the top_k choices of weights[T, k] · w2 · (silu(gate) · up), gate and up being the first and "
-    "second half of w13 · x. w13[E, 2I, H], w2[E, H, I] e4m3 with a scale for each block_n × block_k block of "
-    "their last two axes, gate and up being divided apart: w13_scale[E, 2·ceil(I/block_n), ceil(H/block_k)], "
-    "w2_scale[E, ceil(H/block_n), ceil(I/block_k)]. They hold experts first_expert … first_expert + E - 1; other "
-    "ids contribute nothing.",
+    "y[T, H] = Σ over the top_k choices of weights[T, k] · w2 · (silu(gate) · up), gate and up "
+    "being the first and second half of w13 · x. w13[E, 2I, H], w2[E, H, I] e4m3 with a scale for "
+    "each block_n × block_k block of their last two axes, gate and up being divided apart: "
+    "w13_scale[E, 2·ceil(I/block_n), ceil(H/block_k)], w2_scale[E, ceil(H/block_n), "
+    "ceil(I/block_k)]. They hold experts first_expert … first_expert + E - 1; other ids "
+    "contribute nothing.",
     inputs=[
         ("x", "T"),
         ("weights", F32),
@@ -83,7 +83,7 @@ def fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     signature = (
         "(Tensor x, Tensor weights, Tensor ids, Tensor w13, Tensor w13_scale, Tensor w2, Tensor w2_scale, "

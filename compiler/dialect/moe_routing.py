@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
-
-from onnx import FunctionProto, TensorProto
-from onnx.defs import OpSchema
 
 from mm2c.dialect.body import Body
 from mm2c.dialect.schema import F32, I32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto, TensorProto
+from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +19,9 @@ PLUGIN = "M2Moe"
 
 SCHEMA = define(
     "M2MoeRouting",
-    "scores = sigmoid(logits[T, E]); ids[T, k]: the top_k experts by scores + bias[E], best first, equal scores by "
-    "lower id; weights[T, k] = scores of those experts divided by their sum. Experts are numbered globally.",
+    "scores = sigmoid(logits[T, E]); ids[T, k]: the top_k experts by scores + bias[E], best "
+    "first, equal scores by lower id; weights[T, k] = scores of those experts divided by their "
+    "sum. Experts are numbered globally.",
     inputs=[("logits", F32), ("bias", F32)],
     outputs=[("weights", F32), ("ids", I32)],
     attributes=[("top_k", OpSchema.AttrType.INT)],
@@ -53,7 +53,7 @@ def fake(logits: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     signature = "(Tensor logits, Tensor bias, int top_k) -> (Tensor, Tensor)"
     return register(SCHEMA, "moe_routing", signature, reference, fake)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from onnx import FunctionProto
 
 from mm2c.dialect import attention_maths as maths
 from mm2c.dialect.body import INT64, Body
 from mm2c.dialect.schema import I32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +20,9 @@ WRITE_PLUGIN = "M2RopeKv"  # norms, rotates and writes; runs before PLUGIN
 
 SCHEMA = define(
     "M2PagedAttention",
-    "As M2Attention, with k_cache and v_cache[N, page, kv_heads, head_dim] and block_table[B, M]: position p of row b "
-    "lies in page block_table[b, p // page] at offset p % page. Entries past a row's last page may hold anything, "
-    "negative numbers included.",
+    "As M2Attention, with k_cache and v_cache[N, page, kv_heads, head_dim] and block_table[B, M]: "
+    "position p of row b lies in page block_table[b, p // page] at offset p % page. Entries past "
+    "a row's last page may hold anything, negative numbers included.",
     inputs=[*maths.INPUTS, ("block_table", I32), ("k_cache", "C"), ("v_cache", "C")],
     outputs=maths.OUTPUTS,
     attributes=maths.ATTRIBUTES,
@@ -38,16 +37,16 @@ def body() -> FunctionProto:
     table = b.Cast("block_table", to=INT64)
 
     # (row, i) of every real token, and the slot of the flattened cache that it takes
-    steps = b.Range(b.int(0), b.size("q", 1), b.int(1))
+    steps = b.Range(b.scalar(0), b.size("q", 1), b.scalar(1))
     real = b.Less(steps, b.Unsqueeze(b.Cast("new_len", to=INT64), b.ints(1)))
     token = b.Transpose(b.NonZero(real), perm=[1, 0])  # [n, 2]
     position = b.GatherND(positions, token)
-    row = b.Gather(token, b.int(0), axis=1)
+    row = b.Gather(token, b.scalar(0), axis=1)
     entry = b.Concat(b.Unsqueeze(row, b.ints(1)), b.Unsqueeze(b.Div(position, page), b.ints(1)), axis=1)
     slot = b.Add(b.Mul(b.GatherND(table, entry), page), b.Mod(position, page))
     slot = b.Unsqueeze(slot, b.ints(1))
 
-    valid = b.Max(b.Min(table, b.Sub(b.size("k_cache", 0), b.int(1))), b.int(0))
+    valid = b.Max(b.Min(table, b.Sub(b.size("k_cache", 0), b.scalar(1))), b.scalar(0))
 
     def write(rows: str, cache: str) -> tuple[str, str]:
         """The cache with the new rows [B, S, kv_heads, D], and its view as [B, kv_heads, M·page, D]."""
@@ -98,11 +97,11 @@ def fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k_cache.new_empty(k_cache.shape), v_cache.new_empty(v_cache.shape)
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     signature = (
-        f"({maths.TORCH_INPUTS}, Tensor block_table, Tensor k_cache, Tensor v_cache, {maths.TORCH_ATTRIBUTES})"
-        " -> (Tensor, Tensor, Tensor)"
+        f"({maths.TORCH_INPUTS}, Tensor block_table, Tensor k_cache, Tensor v_cache, "
+        f"{maths.TORCH_ATTRIBUTES}) -> (Tensor, Tensor, Tensor)"
     )
     return register(SCHEMA, "paged_attention", signature, reference, fake)
 

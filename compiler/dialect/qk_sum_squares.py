@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
-
-from onnx import FunctionProto
 
 from mm2c.dialect.body import FLOAT, Body
 from mm2c.dialect.schema import F32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
+from onnx import FunctionProto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +42,7 @@ def fake(q: Tensor, k: Tensor) -> Tensor:
     return q.new_empty((*q.shape[:-1], 2), dtype=torch.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> TorchOp:
     return register(SCHEMA, "qk_sum_squares", "(Tensor q, Tensor k) -> Tensor", reference, fake)
 

@@ -29,8 +29,8 @@ def define(
     outputs: Sequence[tuple[str, str]],
     attributes: Sequence[tuple[str, OpSchema.AttrType]] = (),
 ) -> OpSchema:
-    """The schema of ``mm2c.name``: ``inputs`` and ``outputs`` are (name, type) pairs, a type being a tensor type
-    or one of TYPE_VARIABLES. No input is optional and every attribute is required.
+    """The schema of ``mm2c.name``: ``inputs`` and ``outputs`` are (name, type) pairs, a type being a tensor
+    type or one of TYPE_VARIABLES. No input is optional and every attribute is required.
 
     Registered with onnx unless it is there already, so that importing twice is harmless.
     """

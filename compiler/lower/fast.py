@@ -7,6 +7,7 @@ from mm2c.lower.contrib_experts import lower_experts
 from mm2c.lower.fold_weights import fold_weights
 from mm2c.lower.fuse_norms import fuse_norms
 from mm2c.lower.fuse_qkv import fuse_qkv
+from mm2c.lower.hoist_last_token import hoist_last_token
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import CONTRIB
 from mm2c.passes.edit import clear_intermediate_shapes
@@ -24,7 +25,7 @@ def lower_fast(graph: RankGraph) -> LoweredRank:
     """
     rank = LoweredRank(graph.model.clone(), dict(graph.recipes), in_place=True, padded=False)
     rank.model.opset_imports[CONTRIB] = 1
-    for step in (fold_weights, fuse_qkv, lower_attention, lower_experts, fuse_norms):
+    for step in (hoist_last_token, fold_weights, fuse_qkv, lower_attention, lower_experts, fuse_norms):
         step(rank)
     clear_intermediate_shapes(rank.model)
     left = {n.op_type for n in rank.model.graph if n.domain == "mm2c"} - {"DistCollective"}

@@ -22,14 +22,14 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def clean(model: ir.Model) -> ir.Model:
     """Normalise an exported model in place and return it.
 
-    Afterwards initializers have no data, constants are folded and shared, every value has a dtype and every value
-    but shape vectors a shape; dimensions are called batch, seq and kv_len; each node carries MODULE and LAYER and is
-    named after them; nothing of the exporter's run (stack traces, versions) is left.
+    Afterwards initializers have no data, constants are folded and shared, every value has a dtype and every
+    value but shape vectors a shape; dimensions are called batch, seq and kv_len; each node carries MODULE
+    and LAYER and is named after them; nothing of the exporter's run (stack traces, versions) is left.
     """
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None:
-            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape)
+            value.dtype, value.shape = tensor.dtype, ir.Shape(tensor.shape.numpy())
         value.const_value = None
     mark_modules(model.graph)
     fold_shape_vectors(model.graph)
@@ -131,7 +131,9 @@ def name_dimensions(graph: ir.Graph) -> None:
     pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is not None:
-            named = [d if isinstance(d, int) else pattern.sub(lambda m: names[m[0]], str(d)) for d in value.shape]
+            named = [
+                d if isinstance(d, int) else pattern.sub(lambda m: names[m[0]], str(d)) for d in value.shape
+            ]
             value.shape = ir.Shape(named)
 
 
@@ -139,8 +141,8 @@ def complete_types(graph: ir.Graph) -> None:
     """Dtype and shape of the values that translations made without saying: transposed weights and indices."""
     for node in graph:
         value = node.outputs[0]
-        if node.op_type == "Transpose" and node.inputs[0] is not None and node.inputs[0].shape is not None:
-            source = node.inputs[0]
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is not None and source.shape is not None and source.dtype is not None:
             value.dtype = source.dtype
             value.shape = ir.Shape([source.shape[p] for p in node.attributes["perm"].as_ints()])
         elif node.op_type == "Constant":

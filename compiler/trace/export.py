@@ -1,4 +1,6 @@
-"""From the rebound module to ONNX: a thin top loop over the official layers, torch.export, the ONNX exporter."""
+"""From the rebound module to ONNX: a thin top loop over the official layers, torch.export, the ONNX
+exporter.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,16 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx_ir as ir
+import torch
 from mm2c import dialect
 from mm2c.config import ModelConfig
 from mm2c.trace import standard
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-    from torch import Tensor
+from torch import Tensor
 
 
 @dataclass
@@ -42,42 +44,46 @@ def output_names(layers: int) -> list[str]:
     return ["logits", *(f"{x}_cache_out.{i}" for i in range(layers) for x in "kv")]
 
 
-def step_module(model: Any, config: ModelConfig, context: int, all_logits: bool, activation: Any) -> Any:
-    """A module whose forward is one step: (input_ids, past_len, new_len, caches) → (logits, caches)."""
-    import torch
+class Step(torch.nn.Module):  # type: ignore[misc]
+    """One step of the model: (input_ids, past_len, new_len, caches k0, v0, k1 …) → (logits, caches).
 
-    class Step(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model.model
-            self.lm_head = model.lm_head
-            self.rope = torch.nn.Module()
-            for table in ("cos", "sin"):
-                empty = torch.empty(context, config.rope.rotary_dim // 2, dtype=torch.float32, device="meta")
-                self.rope.register_buffer(table, empty)
+    ``model`` is the rebound official module; hidden states are ``activation``; the rope tables have
+    ``context`` rows.
+    """
 
-        def forward(self, input_ids: Any, past_len: Any, new_len: Any, caches: list[Any]) -> Any:
-            cache = StepCache(past_len, new_len, caches[0::2], caches[1::2])
-            hidden = self.model.embed_tokens(input_ids).to(activation)
-            for layer in self.model.layers:
-                hidden = layer(
-                    hidden,
-                    position_embeddings=(self.rope.cos, self.rope.sin),
-                    attention_mask=None,
-                    past_key_values=cache,
-                )
-            if not all_logits:
-                hidden = torch.ops.mm2c.last_token(hidden, new_len)
-            logits = self.lm_head(self.model.norm(hidden))
-            return logits, [x for pair in zip(cache.k_out, cache.v_out, strict=True) for x in pair]
+    def __init__(
+        self, model: Any, config: ModelConfig, context: int, all_logits: bool, activation: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.model = model.model
+        self.lm_head = model.lm_head
+        self.rope = torch.nn.Module()
+        for table in ("cos", "sin"):
+            empty = torch.empty(context, config.rope.rotary_dim // 2, dtype=torch.float32, device="meta")
+            self.rope.register_buffer(table, empty)
+        self.all_logits = all_logits
+        self.activation = activation
 
-    return Step()
+    def forward(
+        self, input_ids: Tensor, past_len: Tensor, new_len: Tensor, caches: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        cache = StepCache(past_len, new_len, caches[0::2], caches[1::2])
+        hidden = self.model.embed_tokens(input_ids).to(self.activation)
+        for layer in self.model.layers:
+            hidden = layer(
+                hidden,
+                position_embeddings=(self.rope.cos, self.rope.sin),
+                attention_mask=None,
+                past_key_values=cache,
+            )
+        if not self.all_logits:
+            hidden = torch.ops.mm2c.last_token(hidden, new_len)
+        logits = self.lm_head(self.model.norm(hidden))
+        return logits, [x for pair in zip(cache.k_out, cache.v_out, strict=True) for x in pair]
 
 
-def export_onnx(step: Any, config: ModelConfig, activation: Any) -> ir.Model:
+def export_onnx(step: Step, config: ModelConfig) -> ir.Model:
     """The step module as an ONNX model of standard and dialect ops, its initializers still on meta."""
-    import torch
-
     translations = {op.op: op.translate for op in dialect.register_torch().values()}
     translations |= standard.register_torch()
     batch, seq, kv_len = (torch.export.Dim(name, min=1) for name in ("batch", "seq", "kv_len"))
@@ -88,7 +94,7 @@ def export_onnx(step: Any, config: ModelConfig, activation: Any) -> ir.Model:
     arguments = (
         torch.zeros(2, 3, dtype=torch.int64, device="meta"),
         *lengths,
-        [torch.zeros(cache, dtype=activation, device="meta") for _ in range(count)],
+        [torch.zeros(cache, dtype=step.activation, device="meta") for _ in range(count)],
     )
     shapes = ({0: batch, 1: seq}, {0: batch}, {0: batch}, [{0: batch, 2: kv_len}] * count)
     with torch.no_grad(), _quiet():
@@ -104,11 +110,12 @@ def export_onnx(step: Any, config: ModelConfig, activation: Any) -> ir.Model:
             output_names=output_names(config.layers),
             verbose=False,
         )
-    return exported.model
+    model: ir.Model = exported.model
+    return model
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """The exporter's progress and deprecation notes say nothing to a user of the compiler."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

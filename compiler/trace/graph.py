@@ -17,21 +17,22 @@ def trace(
 ) -> RankGraph:
     """The whole model as one graph of the dialect (rows cache), before any sharding.
 
-    Inputs, outputs and initializer names are the graph contract's; batch, seq and kv_len are dynamic. Initializers
-    have shape and dtype but no data, and no weight is ever allocated. ``recipes`` are those of the full tensors by
-    canonical name; exactly the graph's tensors must have one, of the same shape and dtype. ``activation`` ("f32",
-    "bf16" or "f16") is the dtype of hidden states, caches and logits. ``options`` gives the context (rows of the rope
-    tables; 0: the model's own) and ``all_logits`` (logits [batch, seq, vocab] instead of the last real token's).
+    Inputs, outputs and initializer names are the graph contract's; batch, seq and kv_len are dynamic.
+    Initializers have shape and dtype but no data, and no weight is ever allocated. ``recipes`` are those of
+    the full tensors by canonical name; exactly the graph's tensors must have one, of the same shape and
+    dtype. ``activation`` ("f32", "bf16" or "f16") is the dtype of hidden states, caches and logits.
+    ``options`` gives the context (rows of the rope tables; 0: the model's own) and ``all_logits`` (logits
+    [batch, seq, vocab] instead of the last real token's).
 
-    Raises UserError for what cannot be expressed, ValueError for recipes that do not fit the graph.
+    Raises ValueError for recipes that do not fit the graph.
     """
-    from mm2c.trace.export import export_onnx, step_module
+    from mm2c.trace.export import Step, export_onnx
     from mm2c.trace.official import build_on_meta, torch_dtype
 
     dtype = torch_dtype(activation)
     module = build_on_meta(config, formats)
-    step = step_module(module, config, options.context or config.context, options.all_logits, dtype)
-    model = clean(export_onnx(step, config, dtype))
+    step = Step(module, config, options.context or config.context, options.all_logits, dtype)
+    model = clean(export_onnx(step, config))
     graph = RankGraph(model, dict(recipes))
     check_recipes(graph)
     return graph

@@ -1,25 +1,32 @@
 """The official transformers module on the meta device, its parts rebound to the dialect's ops.
 
-Only ``forward`` of single instances is replaced, at module boundaries; the classes, the decoder layers and the
-parameter names stay the official ones.
+Only ``forward`` of single instances is replaced, at module boundaries; the classes, the decoder layers and
+the parameter names stay the official ones.
+
+Imports torch and transformers: import this module only to trace.
 """
 
 from __future__ import annotations
 
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from mm2c.config import BLOCK, ModelConfig, WeightFormats
+from torch import Tensor
+from transformers import MiniMaxM2Config, MiniMaxM2ForCausalLM
+from transformers.models.minimax_m2 import modeling_minimax_m2 as official
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+_DTYPES = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "e4m3": torch.float8_e4m3fn,
+}
 
 
 def official_config(config: ModelConfig) -> Any:
     """The transformers configuration of the same model."""
-    from transformers import MiniMaxM2Config
-
     # scaling is left out: it is compiled into the rope tables, the module's own rotary embedding never runs
     rope = {
         "rope_type": "default",
@@ -50,10 +57,6 @@ def build_on_meta(config: ModelConfig, formats: WeightFormats) -> torch.nn.Modul
     Parameters have the dtypes that the checkpoint stores; every use casts them to the activations' dtype. FP8
     modules also have their block scales as parameters.
     """
-    import torch
-    from transformers import MiniMaxM2ForCausalLM
-    from transformers.models.minimax_m2 import modeling_minimax_m2 as official
-
     with torch.device("meta"):
         model = MiniMaxM2ForCausalLM(official_config(config)).eval()
     for name, module in model.named_modules():
@@ -79,17 +82,15 @@ def build_on_meta(config: ModelConfig, formats: WeightFormats) -> torch.nn.Modul
     return model
 
 
-def torch_dtype(name: str) -> Any:
-    import torch
-
-    return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}[name]
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a recipe's dtype name."""
+    return _DTYPES[name]
 
 
 def _store_fp8(module: torch.nn.Module, name: str, parts: int = 1) -> None:
-    """Make ``module.name`` e4m3 and give it scales: an f32 a block of its last two axes, its rows being ``parts``
-    weights stacked, each divided into blocks of its own."""
-    import torch
-
+    """Make ``module.name`` e4m3 and give it scales: an f32 a block of its last two axes, its rows being
+    ``parts`` weights stacked, each divided into blocks of its own.
+    """
     *stack, n, k = getattr(module, name).shape
     grid = (parts * -(-(n // parts) // BLOCK), -(-k // BLOCK))
     weight = torch.empty(*stack, n, k, dtype=torch.float8_e4m3fn, device="meta")
@@ -99,8 +100,6 @@ def _store_fp8(module: torch.nn.Module, name: str, parts: int = 1) -> None:
 
 
 def _store_dense(model: torch.nn.Module, formats: WeightFormats) -> None:
-    import torch
-
     e4m3 = torch.float8_e4m3fn
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -130,41 +129,29 @@ def _attention_attributes(config: ModelConfig) -> tuple[object, ...]:
 
 
 def _linear(self: Any, x: Tensor) -> Any:
-    import torch
-
     return torch.ops.mm2c.linear(x, self.weight.to(x.dtype))
 
 
 def _fp8_linear(self: Any, x: Tensor) -> Any:
-    import torch
-
     return torch.ops.mm2c.fp8_linear(x, self.weight, self.weight_scale_inv, BLOCK, BLOCK)
 
 
 def _rms_norm(self: Any, x: Tensor) -> Any:
-    import torch
-
     return torch.ops.mm2c.rms_norm(x, self.weight.to(x.dtype), self.variance_epsilon)
 
 
 def _router(self: Any, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    import torch
-
     logits = torch.ops.mm2c.linear(x, self.weight.to(x.dtype)).float()
     weights, ids = torch.ops.mm2c.moe_routing(logits, bias.float(), self.top_k)
     return logits, weights, ids
 
 
 def _fp8_experts(self: Any, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
-    import torch
-
     stored = (self.gate_up_proj, self.gate_up_proj_scale_inv, self.down_proj, self.down_proj_scale_inv)
     return torch.ops.mm2c.moe_experts_fp8(x, weights, ids, *stored, 0, BLOCK, BLOCK)
 
 
 def _dense_experts(self: Any, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
-    import torch
-
     return torch.ops.mm2c.moe_experts_dense(x, weights, ids, self.gate_up_proj, self.down_proj, 0)
 
 
@@ -172,8 +159,6 @@ def _attention(
     self: Any, hidden_states: Tensor, position_embeddings: Any, past_key_values: Any, **_: Any
 ) -> tuple[Tensor, None]:
     """``position_embeddings`` is (cos, sin) tables; ``past_key_values`` the step's cache.StepCache."""
-    import torch
-
     ops, cache, layer = torch.ops.mm2c, past_key_values, self.layer_idx
     q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
     out, cache.k_out[layer], cache.v_out[layer] = ops.attention(

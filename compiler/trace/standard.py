@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from onnxscript import opset23
+from torch import Tensor
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    import torch
-
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -23,16 +22,14 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def _last_token(hidden: Tensor, new_len: Tensor) -> Tensor:
     """hidden[B, S, H], new_len i32[B] → hidden[b, new_len[b] - 1] as [B, H]."""
-    import torch
-
     return hidden[torch.arange(hidden.shape[0]), new_len.long() - 1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_torch() -> dict[Any, Callable[..., Any]]:
-    """The ops ``rms_norm``, ``linear`` and ``last_token`` of torch.ops.mm2c, with their translations to standard ONNX."""
-    import torch
-    from onnxscript import opset23
+    """The ops ``rms_norm``, ``linear`` and ``last_token`` of torch.ops.mm2c, with their translations to
+    standard ONNX.
+    """
 
     rms = torch.library.custom_op(
         "mm2c::rms_norm", _rms_norm, mutates_args=(), schema="(Tensor x, Tensor weight, float eps) -> Tensor"

@@ -1,6 +1,7 @@
 """Serves bundles of mm2c: ``mm2c_runtime.Bundle.load(folder).generate(messages, tools=…)``.
 
-``Bundle`` and the answer types are imported on first use, so that ``mm2c_runtime.manifest`` and its like stay light.
+``Bundle`` and the answer types are imported on first use, so that ``mm2c_runtime.manifest`` and its like
+stay light.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
 class Answer:
-    """Detokenises, cuts at stop strings, parses; ``take`` hands over what has become certain since the last call.
+    """Detokenises, cuts at stop strings, parses; ``take`` hands over what has become certain since the last
+    call.
 
     ``parser`` None passes the text on verbatim.
     """
@@ -112,7 +113,8 @@ class Answer:
 
 
 def append_call(calls: list[dict[str, Any]], delta: dict[str, Any]) -> None:
-    """Adds an OpenAI-shaped tool-call delta; argument text joins the entry before it where that is the same call."""
+    """Adds an OpenAI-shaped tool-call delta; argument text joins the entry before it where that is the same
+    call."""
     if calls and "id" not in delta and calls[-1]["index"] == delta["index"]:
         calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
     else:

@@ -9,9 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from pydantic import ValidationError
-from tokenizers import Tokenizer
-
 from mm2c_runtime.checksums import check_contents, check_sizes
 from mm2c_runtime.completion import Completion, CompletionDelta, Stream
 from mm2c_runtime.detokenizer import TokenBytes
@@ -21,6 +18,8 @@ from mm2c_runtime.generation import GenerationDefaults, Preparer
 from mm2c_runtime.manifest import FORMAT, Manifest
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.scheduling.scheduler import Scheduler
+from pydantic import ValidationError
+from tokenizers import Tokenizer
 
 Checksums = Literal["none", "sizes", "full"]
 
@@ -45,8 +44,8 @@ class Bundle:
         verify_checksums: Checksums = "full",
     ) -> Bundle:
         """Checks the bundle and loads it. ``lowering``: "fast" or "portable"; ``threads``: CPU threads of the
-        model; ``verify_checksums``: "full" hashes every file that changed since it was last hashed, "sizes" only
-        compares sizes. Raises BundleError naming what is wrong, where, and the remedy."""
+        model; ``verify_checksums``: "full" hashes every file that changed since it was last hashed, "sizes"
+        only compares sizes. Raises BundleError naming what is wrong, where, and the remedy."""
         folder = Path(folder)
         manifest = read_manifest(folder)
         _check_servable(folder, manifest, lowering)
@@ -149,7 +148,9 @@ def read_manifest(folder: Path) -> Manifest:
             remedy="give the folder that `mm2c build -o` wrote",
         ) from None
     except ValueError as error:
-        raise BundleError(f"manifest.json is not valid JSON: {error}", where=str(path), remedy=_REBUILD) from None
+        raise BundleError(
+            f"manifest.json is not valid JSON: {error}", where=str(path), remedy=_REBUILD
+        ) from None
     if isinstance(content, dict) and content.get("format") != FORMAT:
         raise BundleError(
             f"the bundle has format {content.get('format')}, this runtime reads format {FORMAT}",
@@ -161,7 +162,9 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"manifest.json: {place}: {first['msg']}", where=str(path), remedy=_REBUILD) from None
+        raise BundleError(
+            f"manifest.json: {place}: {first['msg']}", where=str(path), remedy=_REBUILD
+        ) from None
 
 
 _REBUILD = "build the bundle again with `mm2c build … --force`"
@@ -195,7 +198,9 @@ def _text_side(folder: Path, manifest: Manifest) -> tuple[Preparer, TokenBytes]:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare exceptions
-        raise BundleError(f"the tokenizer cannot be read: {error}", where=str(path), remedy=_REBUILD) from None
+        raise BundleError(
+            f"the tokenizer cannot be read: {error}", where=str(path), remedy=_REBUILD
+        ) from None
     preparer = Preparer(
         tokenizer,
         ChatTemplate.from_bundle(folder),

@@ -1,7 +1,7 @@
 """Whether a bundle's files are the ones its manifest names.
 
-A file's hash is remembered in the user's cache folder with its size, change time and inode, so that only the first
-start of a bundle reads every byte; a file that was written since is hashed again.
+A file's hash is remembered in the user's cache folder with its size, change time and inode, so that only
+the first start of a bundle reads every byte; a file that was written since is hashed again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def check_sizes(folder: Path, files: Mapping[str, FileEntry]) -> None:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise BundleError(f"{name} cannot be read: {error.strerror}", where=str(path), remedy=_REMEDY) from None
+            raise BundleError(
+                f"{name} cannot be read: {error.strerror}", where=str(path), remedy=_REMEDY
+            ) from None
         if size != entry.bytes:
             raise BundleError(
                 f"{name} has {size} bytes, the manifest says {entry.bytes}", where=str(path), remedy=_REMEDY
@@ -37,9 +39,12 @@ def check_sizes(folder: Path, files: Mapping[str, FileEntry]) -> None:
 
 
 def check_contents(folder: Path, files: Mapping[str, FileEntry], *, cache: Path | None = None) -> None:
-    """``check_sizes``, then the sha256 of every file. ``cache``: folder of remembered hashes, None for the user's."""
+    """``check_sizes``, then the sha256 of every file. ``cache``: folder of remembered hashes, None for the
+    user's."""
     check_sizes(folder, files)
-    memory = (cache or _user_cache()) / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.json"
+    memory = (
+        cache or _user_cache()
+    ) / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.json"
     known = _recall(memory)
     stamps = {name: _stamp(folder / name) for name in files}
     fresh = {name: known[name][1] for name in files if name in known and known[name][0] == stamps[name]}
@@ -64,7 +69,9 @@ def _sha256(path: Path) -> str:
             while block := file.read(_CHUNK):
                 digest.update(block)
     except OSError as error:
-        raise BundleError(f"{path.name} cannot be read: {error.strerror}", where=str(path), remedy=_REMEDY) from None
+        raise BundleError(
+            f"{path.name} cannot be read: {error.strerror}", where=str(path), remedy=_REMEDY
+        ) from None
     return digest.hexdigest()
 
 

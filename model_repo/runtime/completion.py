@@ -13,8 +13,9 @@ from mm2c_runtime.errors import RequestError
 
 @dataclass(frozen=True)
 class Completion:
-    """``tool_calls`` are whole calls in OpenAI's shape (``arguments`` is JSON text); ``finish_reason`` is stop,
-    length, tool_calls or cancelled. ``seed`` reproduces the answer. ``logprobs``: one object a token, or None."""
+    """``tool_calls`` are whole calls in OpenAI's shape (``arguments`` is JSON text); ``finish_reason`` is
+    stop, length, tool_calls or cancelled. ``seed`` reproduces the answer. ``logprobs``: one object a token,
+    or None."""
 
     text: str
     reasoning: str
@@ -29,8 +30,8 @@ class Completion:
 
 @dataclass(frozen=True)
 class CompletionDelta:
-    """What one event adds; ``tool_calls`` are OpenAI-shaped deltas. The last one has no text and ``finish_reason``,
-    counts and ``seed`` set."""
+    """What one event adds; ``tool_calls`` are OpenAI-shaped deltas. The last one has no text and
+    ``finish_reason``, counts and ``seed`` set."""
 
     text: str = ""
     reasoning: str = ""

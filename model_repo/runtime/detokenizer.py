@@ -1,8 +1,8 @@
 """Token ids to text, a token at a time: never half a character, never a lost space.
 
-Byte-level BPE makes this exact: a token is a fixed byte string, so the text of any ids is the UTF-8 decoding of
-their bytes joined, however they are split. Special tokens are silent; the parser tokens (``<think>`` …) are not
-special and appear.
+Byte-level BPE makes this exact: a token is a fixed byte string, so the text of any ids is the UTF-8
+decoding of their bytes joined, however they are split. Special tokens are silent; the parser tokens
+(``<think>`` …) are not special and appear.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from mm2c_runtime.errors import BundleError
+from tokenizers import Tokenizer
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The byte-level alphabet: printable Latin-1 bytes are their own character, the others follow from U+0100."""
+    """The byte-level alphabet: printable Latin-1 bytes are their own character, the others follow from
+    U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
@@ -37,7 +37,7 @@ class TokenBytes:
             raise BundleError(
                 "the tokenizer is not a byte-level BPE",
                 where="tokenizer.json: decoder",
-                remedy="MiniMax-M2 checkpoints carry one with a ByteLevel decoder; rebuild from such a checkpoint",
+                remedy="build from a MiniMax-M2 checkpoint, whose tokenizer has a ByteLevel decoder",
             )
         self._tokenizer = tokenizer
         self._special = {token["id"] for token in description.get("added_tokens", []) if token.get("special")}
@@ -83,7 +83,8 @@ class Detokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, tokens: Iterable[int]) -> str:
-        """The characters that ``tokens`` complete; bytes of an unfinished character wait for the next call."""
+        """The characters that ``tokens`` complete; bytes of an unfinished character wait for the next
+        call."""
         return self._utf8.decode(b"".join(self._bytes[token] for token in tokens))
 
     def finish(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from mm2c_runtime.answer import Answer, Event, FinishReason
 from mm2c_runtime.detokenizer import TokenBytes
+from mm2c_runtime.engine_stats import Statistics
 from mm2c_runtime.errors import Code, RequestError
 from mm2c_runtime.generation import Generation, Preparer
 from mm2c_runtime.options import invalid
@@ -20,7 +21,6 @@ from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.scheduling.allowed import AllowedTokens
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
 from mm2c_runtime.scheduling.sequence import Sequence
-from mm2c_runtime.engine_stats import Statistics
 from mm2c_runtime.step import StepBatch, StepResult
 
 OnEvent = Callable[[Event], None]
@@ -28,8 +28,8 @@ log = logging.getLogger("mm2c.engine")
 
 
 class StepExecutor(Protocol):
-    """Runs steps (``mm2c_runtime.executors.base``). ConnectionError or EOFError from ``step`` means that a rank is
-    gone; any other exception is the fault of that step alone."""
+    """Runs steps (``mm2c_runtime.executors.base``). ConnectionError or EOFError from ``step`` means that a
+    rank is gone; any other exception is the fault of that step alone."""
 
     def step(self, batch: StepBatch) -> StepResult: ...
     def close(self) -> None: ...
@@ -45,11 +45,12 @@ class _Running:
 
 
 class Engine:
-    """``submit`` and ``cancel`` may be called from any thread; events of a request come from the engine thread, in
-    order, ending with exactly one ``finish`` or ``error``. ``on_event`` must not block.
+    """``submit`` and ``cancel`` may be called from any thread; events of a request come from the engine
+    thread, in order, ending with exactly one ``finish`` or ``error``. ``on_event`` must not block.
 
     Events are dicts: started(id, num_input_tokens, seed) · delta(id, text, reasoning, tool_calls, token_ids,
-    logprobs) · finish(id, finish_reason, num_input_tokens, num_output_tokens, seed) · error(id, code, message).
+    logprobs) · finish(id, finish_reason, num_input_tokens, num_output_tokens, seed) · error(id, code,
+    message).
     """
 
     def __init__(
@@ -172,7 +173,9 @@ class Engine:
     def _start(self, running: _Running) -> None:
         sequence = running.sequence
         self._running[sequence.id] = running
-        log.info("request %s: %d prompt tokens, seed %d", sequence.id, len(sequence.prompt), sequence.sampling.seed)
+        log.info(
+            "request %s: %d prompt tokens, seed %d", sequence.id, len(sequence.prompt), sequence.sampling.seed
+        )
         self._scheduler.add(sequence)
         self._send(
             running,
@@ -205,7 +208,8 @@ class Engine:
             return
         except Exception as error:
             log.exception("step %d (%s, %d rows) failed", batch.step_id, batch.kind, len(batch.rows))
-            outcomes = self._scheduler.fail(f"the step failed: {type(error).__name__}: {error}")
+            reason = error.message if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
+            outcomes = self._scheduler.fail(f"the step failed: {reason}")
             ran = time.perf_counter()
         else:
             ran = time.perf_counter()

@@ -25,7 +25,8 @@ class Statistics:
     def add(
         self, batch: StepBatch, *, forward: float | None, execute: float, schedule: float, detokenise: float
     ) -> None:
-        """One step, in seconds. ``forward``: the part of ``execute`` spent in the model, where it is known."""
+        """One step, in seconds. ``forward``: the part of ``execute`` spent in the model, where it is
+        known."""
         with self._lock:
             if batch.kind == "prefill":
                 self._prefills += 1
@@ -39,9 +40,10 @@ class Statistics:
             self._tokens += sum(row.sample for row in batch.rows)
 
     def report(self) -> dict[str, Any]:
-        """steps, prefill_steps, prefill_tokens, decode_steps, generated_tokens, rows_histogram {rows: decode steps},
-        decode_steps_4_rows (of at least four rows), forward_ms (median of a decode step), overhead_us {scheduler,
-        sampler, detokenizer, total} and overhead_us_by_rows {rows: total}: medians per decode step."""
+        """steps, prefill_steps, prefill_tokens, decode_steps, generated_tokens, rows_histogram {rows:
+        decode steps}, decode_steps_4_rows (of at least four rows), forward_ms (median of a decode step),
+        overhead_us {scheduler, sampler, detokenizer, total} and overhead_us_by_rows {rows: total}: medians
+        per decode step."""
         with self._lock:
             rows, costs, forwards = dict(self._rows), list(self._costs), list(self._forwards)
             counts = (self._prefills, self._prefill_tokens, self._decodes, self._tokens)

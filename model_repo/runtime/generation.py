@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tokenizers import Tokenizer
-
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.options import invalid
 from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.step import SamplingParams
+from tokenizers import Tokenizer
 
 
 class Template(Protocol):
@@ -43,8 +42,8 @@ class GenerationDefaults:
 
     @classmethod
     def load(cls, path: Path, *, eos: Sequence[int] = ()) -> GenerationDefaults:
-        """Reads the file; a missing one or a missing key leaves sampling unfiltered. ``eos`` is used where the
-        file names none. ``do_sample: false`` is temperature 0."""
+        """Reads the file; a missing one or a missing key leaves sampling unfiltered. ``eos`` is used where
+        the file names none. ``do_sample: false`` is temperature 0."""
         config: dict[str, Any] = {}
         if path.exists():
             try:
@@ -71,7 +70,8 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request ready for the scheduler. ``bad_words`` are token sequences; ``echo`` is prompt text to repeat."""
+    """A request ready for the scheduler. ``bad_words`` are token sequences; ``echo`` is prompt text to
+    repeat."""
 
     prompt: list[int]
     sampling: SamplingParams

@@ -1,4 +1,5 @@
-"""Generation options under their TensorRT-LLM and vLLM-backend names: one table, one value, teaching refusals."""
+"""Generation options under their TensorRT-LLM and vLLM-backend names: one table, one value, teaching
+refusals."""
 
 from __future__ import annotations
 
@@ -116,7 +117,9 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
     for item in _flatten(value):
         text = text_of(name, item) if isinstance(item, bytes) else item
         if not isinstance(text, str):
-            raise invalid(f"{name}: a string or a list of strings is expected, got {json.dumps(item, default=str)}")
+            raise invalid(
+                f"{name}: a string or a list of strings is expected, got {json.dumps(item, default=str)}"
+            )
         if text:
             found.append(text)
     return tuple(found)
@@ -225,7 +228,9 @@ def parse_options(fields: Mapping[str, Any], *, other_names: Iterable[str] = ())
         else:
             field, result = _read(name, value, other_names)
             if field in given and given[field][1] != result:
-                raise invalid(f"{given[field][0]} and {name} are the same option and were given different values")
+                raise invalid(
+                    f"{given[field][0]} and {name} are the same option and were given different values"
+                )
             given[field] = (name, result)
     options = Options(**{field: value for field, (_, value) in given.items()})
     if options.max_tokens is not None and options.min_tokens > options.max_tokens:

@@ -11,6 +11,7 @@ from mm2c_runtime.options import Options, invalid, parse_options, scalar
 
 ROLES = ("system", "user", "assistant", "tool")
 _CONTENT = ("text_input", "messages", "tools", "chat_template_kwargs")
+_RESERVED = ("messages", "tools", "add_generation_prompt", "clean")  # what ``render`` is given by the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ def parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
     parse = options.parse if options.parse is not None else messages is not None
     tools = _tools(given["tools"]) if "tools" in given else None
     template_options = _object("chat_template_kwargs", given.get("chat_template_kwargs", {}))
+    for name in _RESERVED:
+        if name in template_options:
+            raise invalid(f'chat_template_kwargs: "{name}" is reserved')
     if text is not None:
         text = scalar("text_input", text)
         if not isinstance(text, str):
@@ -60,7 +64,11 @@ def parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
 
 
 def _json(name: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], (str, bytes, list, tuple)):
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) == 1
+        and isinstance(value[0], (str, bytes, list, tuple))
+    ):
         value = scalar(name, value)  # a [1] or [1, 1] string tensor
     if isinstance(value, bytes):
         value = scalar(name, value)
@@ -122,7 +130,7 @@ def _check_content(where: str, content: Any) -> None:
         if part.get("type", "text") != "text":
             raise invalid(f"{where}.content: this model reads text only, not {json.dumps(part.get('type'))}")
         if not isinstance(part.get("text"), str):
-            raise invalid(f"{where}.content: a text part needs a string in \"text\"")
+            raise invalid(f'{where}.content: a text part needs a string in "text"')
 
 
 def _check_calls(where: str, role: str, calls: Any) -> None:
@@ -139,9 +147,13 @@ def _check_calls(where: str, role: str, calls: Any) -> None:
             try:
                 arguments = json.loads(arguments)
             except ValueError as error:
-                raise invalid(f"{where}.tool_calls[{index}]: arguments are not valid JSON ({error})") from None
+                raise invalid(
+                    f"{where}.tool_calls[{index}]: arguments are not valid JSON ({error})"
+                ) from None
         if arguments not in (None, "") and not isinstance(arguments, dict):
-            raise invalid(f"{where}.tool_calls[{index}]: arguments must be a JSON object, not {_kind(arguments)}")
+            raise invalid(
+                f"{where}.tool_calls[{index}]: arguments must be a JSON object, not {_kind(arguments)}"
+            )
 
 
 def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
@@ -151,7 +163,7 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     for index, tool in enumerate(tools):
         where = f"tools[{index}]"
         if tool.get("type", "function") != "function":
-            raise invalid(f"{where}: unknown type {json.dumps(tool['type'])}; only \"function\" tools exist")
+            raise invalid(f'{where}: unknown type {json.dumps(tool["type"])}; only "function" tools exist')
         function = tool.get("function")
         if not isinstance(function, dict):
             raise invalid(f'{where}: expected {{"type": "function", "function": {{"name", "parameters"}}}}')
@@ -159,7 +171,9 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
             raise invalid(f"{where}.function.name: a non-empty string is expected")
         parameters = function.get("parameters")
         if parameters is not None and not isinstance(parameters, dict):
-            raise invalid(f"{where}.function.parameters: a JSON schema object is expected, got {_kind(parameters)}")
+            raise invalid(
+                f"{where}.function.parameters: a JSON schema object is expected, got {_kind(parameters)}"
+            )
     return tuple(tools) or None
 
 

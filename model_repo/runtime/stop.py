@@ -8,9 +8,9 @@ from collections.abc import Sequence
 class StopStrings:
     """Passes text on until a stop string is complete, and cuts it there.
 
-    The first stop string to be COMPLETED ends the text (of those completed by the same character, the one that
-    began first), so the result does not depend on how the text was split. Text is held back only while it may
-    be the beginning of a stop string.
+    The first stop string to be COMPLETED ends the text (of those completed by the same character, the one
+    that began first), so the result does not depend on how the text was split. Text is held back only while
+    it may be the beginning of a stop string.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

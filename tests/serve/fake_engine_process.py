@@ -2,7 +2,7 @@
 
 A fake bundle carries this file as ``mm2c_runtime/server/process.py``; everything else in it is real. A prompt P gives
 the tokens "P0 P1 P2 …", ``max_tokens`` of them (16), one each 10 ms for every request. With messages it thinks
-first; with tools it then calls the first one.
+first; with tools it then calls the first one. The prompt CENSUS is answered with the number of requests running.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mm2c_runtime.errors import RequestError
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.server.protocol import VERSION, Reader, check_hello, encode
 
+CENSUS = "how many requests?"
 STEP_SECONDS = float(os.environ.get("MM2C_FAKE_STEP", "0.01"))
 
 Event = dict[str, Any]
@@ -29,6 +30,8 @@ Event = dict[str, Any]
 
 class Client:
     """One connection; ``active`` holds the events still to come of each of its requests."""
+
+    all: list[Client] = []
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
@@ -68,7 +71,11 @@ class Client:
             self.send({"type": "error", "id": id, "code": error.code, "message": error.message})
             return
         self.send({"type": "started", "id": id, "num_input_tokens": 3, "seed": 0})
-        self.active[id] = _events(id, fields)
+        if fields.get("text_input") == CENSUS:
+            count = sum(len(client.active) for client in Client.all)
+            self.active[id] = [_delta(text=f"#{count}#"), _finish(id, "stop", 1)]
+        else:
+            self.active[id] = _events(id, fields)
 
 
 def _events(id: str, fields: dict[str, Any]) -> list[Event]:
@@ -81,8 +88,9 @@ def _events(id: str, fields: dict[str, Any]) -> list[Event]:
         made += [_delta(text="Hello"), _delta(text=" there")]
         return [*made, _finish(id, "stop", len(made))]
     name = json.loads(fields["tools"])[0]["function"]["name"]
-    parts: list[Event] = [{"index": 0, "id": "call_0", "name": name, "arguments": ""}]
-    parts += [{"index": 0, "arguments": part} for part in ('{"city":', '"Oslo"}')]
+    opening = {"index": 0, "id": "call_0", "type": "function", "function": {"name": name, "arguments": ""}}
+    parts: list[Event] = [opening]
+    parts += [{"index": 0, "function": {"arguments": part}} for part in ('{"city":', '"Oslo"}')]
     made += [_delta(tool_calls=[part]) for part in parts]
     return [*made, _finish(id, "tool_calls", len(made))]
 
@@ -107,18 +115,17 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(options.socket)
     listener.listen()
-    clients: list[Client] = []
 
     def accept() -> None:
         while True:
             stream, _ = listener.accept()
-            clients.append(Client(stream))
-            threading.Thread(target=clients[-1].serve, daemon=True).start()
+            Client.all.append(Client(stream))
+            threading.Thread(target=Client.all[-1].serve, daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     while True:
         time.sleep(STEP_SECONDS)
-        for client in list(clients):
+        for client in list(Client.all):
             client.step()
 
 

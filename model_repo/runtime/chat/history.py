@@ -119,7 +119,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
         _refuse(f"{where}.type is {json.dumps(tool['type'])}; only function tools exist")
     if "function" not in tool:
         tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-    function = tool["function"]
+    function: Any = tool["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         _refuse(f"{where} must name its function")
     if not isinstance(function.get("parameters") or {}, dict):

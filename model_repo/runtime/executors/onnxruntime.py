@@ -14,7 +14,7 @@ from mm2c_runtime.executors.base import KvFacts
 from mm2c_runtime.executors.cache import LinearCache
 from mm2c_runtime.executors.plan import Plan, Planner
 from mm2c_runtime.executors.program import load_program
-from mm2c_runtime.executors.sessions import default_threads, share_pool
+from mm2c_runtime.executors.sessions import default_threads
 from mm2c_runtime.manifest import Limits, Lowering, Manifest
 from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
 from mm2c_runtime.step import RowStep, StepBatch, StepResult
@@ -25,8 +25,8 @@ _REBUILD = "build the bundle again with `mm2c build … --force`"
 class OnnxRuntimeExecutor:
     """Executor of a bundle's ``fast`` or ``portable`` lowering.
 
-    ``rows`` and ``context`` may lower the manifest's limits, not raise them. ``threads`` is the size of the one
-    thread pool of the process (default: the CPUs it may use); the first executor of a process sets it.
+    ``rows`` and ``context`` may lower the manifest's limits, not raise them. ``threads`` run an operator
+    (default: as many as CPUs that this process may use).
     ``forward_seconds`` is how long the last model run took, sampling left out.
 
     Raises BundleError where the bundle lacks the lowering, or a file of it is missing, cut short or not loadable.
@@ -46,9 +46,10 @@ class OnnxRuntimeExecutor:
         self._all_logits = manifest.logits == "all"
         self._limits = _limits(manifest.limits, rows, context)
         self._lowering = _checked(bundle, manifest, lowering)
-        pool = share_pool(threads or default_threads())
         ranks = self._lowering.ranks
-        programs = [load_program(bundle, rank, pool) for rank in ranks]
+        threads = threads or default_threads()
+        alone = len(ranks) == 1 and len(ranks[0].segments) == 1
+        programs = [load_program(bundle, rank, threads, alone=alone) for rank in ranks]
         # One spare row, so that two rows can be exchanged by copies.
         self._caches = [LinearCache(r.kv, self._limits.max_rows + 1, self._limits.context) for r in ranks]
         self._planner = Planner(programs, ranks[0].collectives, self._caches, in_place=self._lowering.in_place)
@@ -104,36 +105,37 @@ class OnnxRuntimeExecutor:
             for cache in self._caches:
                 cache.copy(copy)
         rows = batch.rows
-        plan = self._plan(rows[0].row, len(rows), width)
-        if width == 1:
-            plan.ids[:, 0] = [row.tokens[0] for row in rows]
-        else:
-            plan.ids[...] = 0
-            for index, row in enumerate(rows):
-                plan.ids[index, : row.new_len] = row.tokens
-        plan.past[:] = [row.past_len for row in rows]
-        plan.new[:] = [row.new_len for row in rows]
-        if not 0 <= plan.ids.min() <= plan.ids.max() < self._vocab:
+        ids = np.zeros((len(rows), width), np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : row.new_len] = row.tokens
+        if not 0 <= ids.min() <= ids.max() < self._vocab:
             raise ValueError(f"a token id is outside the vocabulary of {self._vocab}")
+        past = np.array([row.past_len for row in rows], np.int32)
+        new = np.array([row.new_len for row in rows], np.int32)
         try:
-            plan.run()
+            return self._run(rows[0].row, ids, past, new)
         except Exception as error:
             raise RequestError("INTERNAL", f"ONNX Runtime failed in step {batch.step_id}: {error}") from error
-        return plan.logits
 
-    def _plan(self, first: int, batch: int, width: int) -> Plan:
+    def _run(
+        self, first: int, ids: NDArray[np.int64], past: NDArray[np.int32], new: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
         """Decode plans are kept: they differ only in their number of rows, and binding costs more than running
         a small model. A prefill is bound anew."""
+        batch, width = ids.shape
         kept = first == 0 and width == 1
-        plan = self._plans.get(batch) if kept and self._generation == self._planner.generation else None
-        if plan is None:
-            plan = self._planner.plan(first, batch, width)
-            if self._generation != self._planner.generation:  # buffers were replaced
-                self._plans.clear()
-                self._generation = self._planner.generation
-            if kept:
-                self._plans[batch] = plan
-        return plan
+        plan = self._plans.get(batch) if kept else None
+        if plan is not None:
+            plan.ids[...], plan.past[...], plan.new[...] = ids, past, new
+            plan.run()
+            return plan.logits
+        plan = self._planner.first_run(first, ids, past, new)
+        if self._generation != self._planner.generation:  # buffers that kept plans use were replaced
+            self._plans.clear()
+            self._generation = self._planner.generation
+        if kept:
+            self._plans[batch] = plan
+        return plan.logits
 
     def _last(self, logits: NDArray[np.float32], rows: list[RowStep]) -> NDArray[np.float32]:
         """The logits of each row's last token."""

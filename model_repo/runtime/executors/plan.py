@@ -24,42 +24,43 @@ class BoundSegment:
     # Where the program cannot write its cache in place: what it wrote, and the rows that take the new positions.
     written: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
 
+    def run(self, plan: Plan) -> None:
+        self.session.run_with_iobinding(self.binding)
+        if not self.written:
+            return
+        spans = [(row, past, past + new) for row, (past, new) in enumerate(zip(plan.past, plan.new, strict=True))]
+        for written, rows in self.written:
+            for row, start, stop in spans:
+                rows[row, :, start:stop] = written[row, :, start:stop]
+
 
 @dataclass(slots=True)
 class Plan:
-    """Rows ``first`` .. ``first + batch - 1`` with ``width`` tokens each.
+    """A step on certain rows with ``ids`` i64[batch, width].
 
-    ``ids`` i64[batch, width], ``past`` and ``new`` i32[batch] are filled in before ``run``; ``logits`` (rank 0's)
-    is valid until the next plan runs. ``segments[i][r]`` runs before ``collectives[i]``.
+    ``ids``, ``past`` and ``new`` i32[batch] are filled in before ``run``; ``logits`` (rank 0's) is valid until the
+    next step runs. ``segments[i][rank]`` runs before ``collectives[i]``.
     """
 
     ids: NDArray[np.int64]
     past: NDArray[np.int32]
     new: NDArray[np.int32]
-    logits: NDArray[np.float32]
-    segments: list[list[BoundSegment]]
-    collectives: list[list[Callable[[], None]]]
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    segments: list[list[BoundSegment]] = field(default_factory=list)
+    collectives: list[list[Callable[[], None]]] = field(default_factory=list)
 
     def run(self) -> None:
         """Run all ranks in lockstep, segment by segment."""
         for index, ranks in enumerate(self.segments):
             for bound in ranks:
-                bound.session.run_with_iobinding(bound.binding)
-                if bound.written:
-                    self._write_back(bound)
+                bound.run(self)
             if index < len(self.collectives):
                 for collective in self.collectives[index]:
                     collective()
 
-    def _write_back(self, bound: BoundSegment) -> None:
-        spans = [(row, int(past), int(past + new)) for row, (past, new) in enumerate(zip(self.past, self.new))]
-        for written, rows in bound.written:
-            for row, start, stop in spans:
-                rows[row, :, start:stop] = written[row, :, start:stop]
-
 
 class Planner:
-    """Makes plans over the ranks' programs, caches and shared buffers."""
+    """Makes plans over the ranks' programs, caches and shared buffers. Plans share their values' memory."""
 
     def __init__(
         self,
@@ -78,55 +79,64 @@ class Planner:
         """Changes when plans made so far must not be run again."""
         return self._buffers.grown
 
-    def plan(self, first: int, batch: int, width: int) -> Plan:
-        """Bind everything for the rows from ``first`` on. The caller has checked the sizes."""
-        context = self.caches[0].context
-        i64, i32 = np.dtype(np.int64), np.dtype(np.int32)
-        ids = self._zeros("input_ids", (batch, width), i64)
-        past = self._zeros("past_len", (batch,), i32)
-        new = self._zeros("new_len", (batch,), i32)
-        new[:] = width  # so that a trial run for a shape sees a legal step
+    def first_run(
+        self, first: int, ids: NDArray[np.int64], past: NDArray[np.int32], new: NDArray[np.int32]
+    ) -> Plan:
+        """Run a step on the rows from ``first`` on, binding each segment on the way; the plan repeats it.
+
+        The caller has checked the sizes.
+        """
+        batch, width = ids.shape
+        step = {"input_ids": self._copy("input_ids", ids), "past_len": self._copy("past_len", past)}
+        step["new_len"] = self._copy("new_len", new)
         values: list[dict[str, Array]] = []
         for cache in self.caches:
-            rank_values: dict[str, Array] = {"input_ids": ids, "past_len": past, "new_len": new}
+            rank_values = dict(step)
             for name, block in cache.blocks.items():
                 side, layer = name.split(".")
                 rank_values[name] = rank_values[f"{side}_out.{layer}"] = block[first : first + batch]
             values.append(rank_values)
-        symbols = [step_symbols(program, batch, width, context) for program in self.programs]
-        segments: list[list[BoundSegment]] = []
-        reductions: list[list[Callable[[], None]]] = []
+        symbols = [step_symbols(program, batch, width, self.caches[0].context) for program in self.programs]
+        plan = Plan(step["input_ids"], step["past_len"], step["new_len"])  # type: ignore[arg-type]
         for index in range(len(self.programs[0].segments)):
-            segments.append(
-                [
-                    self._bind(rank, program.segments[index], values[rank], symbols[rank])
-                    for rank, program in enumerate(self.programs)
-                ]
-            )
+            ranks = [
+                self._bind_and_run(rank, program.segments[index], values[rank], symbols[rank], plan)
+                for rank, program in enumerate(self.programs)
+            ]
+            plan.segments.append(ranks)
             if index < len(self._collectives):
-                reductions.append(self._join(index, self._collectives[index], values))
-        logits = values[0]["logits"]
-        return Plan(ids, past, new, logits, segments, reductions)  # type: ignore[arg-type]
+                plan.collectives.append(self._join(index, self._collectives[index], values))
+                for collective in plan.collectives[index]:
+                    collective()
+        plan.logits = values[0]["logits"]  # type: ignore[assignment]
+        return plan
 
-    def _bind(
-        self, rank: int, segment: LoadedSegment, values: dict[str, Array], symbols: dict[str, int]
+    def _bind_and_run(
+        self, rank: int, segment: LoadedSegment, values: dict[str, Array], symbols: dict[str, int], plan: Plan
     ) -> BoundSegment:
-        binding = segment.session.io_binding()
-        bound = BoundSegment(segment.session, binding)
+        bound = BoundSegment(segment.session, segment.session.io_binding())
         for name in segment.inputs:
-            array = values[name]
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, kind in segment.outputs.items():
+            _bind(bound.binding.bind_input, name, values[name])
+        unknown = []
+        for index, (name, kind) in enumerate(segment.outputs.items()):
             if name in values:  # a cache output: its rows are its memory
                 array = values[name]
                 if not self.in_place:
-                    rows = array
-                    array = self._zeros(("written", len(bound.written)), rows.shape, rows.dtype)
-                    bound.written.append((array, rows))  # type: ignore[arg-type]
+                    array = self._buffers.view(("written", len(bound.written)), array.shape, array.dtype)
+                    bound.written.append((array, values[name]))  # type: ignore[arg-type]
+            elif (shape := kind.sizes(symbols)) is not None:
+                array = values[name] = self._buffers.view((rank, name), shape, kind.dtype)
             else:
-                shape = kind.sizes(symbols) or self._trial_shape(segment, name, values)
-                array = values[name] = self._zeros((rank, name), shape, kind.dtype)
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+                unknown.append((index, name))
+                bound.binding.bind_output(name)
+                continue
+            _bind(bound.binding.bind_output, name, array)
+        bound.run(plan)
+        if unknown:
+            outputs = bound.binding.get_outputs()
+            for index, name in unknown:
+                values[name] = self._copy((rank, name), outputs[index].numpy())
+                _bind(bound.binding.bind_output, name, values[name])
         return bound
 
     def _join(self, index: int, collective: Collective, values: list[dict[str, Array]]) -> list[Callable[[], None]]:
@@ -137,7 +147,7 @@ class Planner:
             shape = parts[0].shape
             if collective.kind == "all_gather":
                 shape = gathered_shape(shape, collective.axis, len(group))
-            out = parts[0] if len(group) == 1 else self._zeros(("joined", index, number), shape, parts[0].dtype)
+            out = parts[0] if len(group) == 1 else self._buffers.view(("joined", index, number), shape, parts[0].dtype)
             for rank in group:
                 values[rank][collective.output] = out
             if len(group) == 1:
@@ -148,16 +158,12 @@ class Planner:
                 calls.append(partial(all_reduce, parts, out))
         return calls
 
-    def _trial_shape(self, segment: LoadedSegment, name: str, values: dict[str, Array]) -> tuple[int, ...]:
-        """The shape of an output that the program leaves open, by running it once on what the buffers hold.
-
-        Shapes follow from the sizes of the step alone; the caches are read but not written.
-        """
-        feeds = {given: values[given] for given in segment.inputs}
-        (array,) = segment.session.run([name], feeds)
-        return tuple(int(size) for size in array.shape)
-
-    def _zeros(self, key: object, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-        array = self._buffers.view(key, shape, dtype)
-        array[...] = 0
+    def _copy(self, key: object, source: Array) -> Array:
+        """``source`` in memory that stays."""
+        array = self._buffers.view(key, source.shape, source.dtype)
+        np.copyto(array, source)
         return array
+
+
+def _bind(bind: Callable[..., None], name: str, array: Array) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -30,8 +30,11 @@ class LoadedProgram:
     segments: list[LoadedSegment]
 
 
-def load_program(bundle: Path, program: RankProgram, threads: int) -> LoadedProgram:
-    """Create the sessions of one rank. Raises BundleError where a file is missing or is not what the manifest says."""
+def load_program(bundle: Path, program: RankProgram, threads: int, *, alone: bool) -> LoadedProgram:
+    """Create the sessions of one rank; ``alone`` where they are one session and the only rank's.
+
+    Raises BundleError where a file is missing or is not what the manifest says.
+    """
     segments = []
     if len(program.collectives) != len(program.segments) - 1:
         raise BundleError(
@@ -41,7 +44,7 @@ def load_program(bundle: Path, program: RankProgram, threads: int) -> LoadedProg
         )
     for segment in program.segments:
         path = bundle / segment.file
-        session = load_session(path, threads)
+        session = load_session(path, threads, alone=alone)
         inputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_inputs()}
         outputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_outputs()}
         for kind, said, found in (

@@ -57,7 +57,8 @@ def value_type(kind: str, shape: Sequence[object] | None, *, where: str) -> Valu
     """From what ONNX Runtime reports of a session's input or output."""
     if kind not in _DTYPES:
         raise BundleError(f"a program passes {kind} between segments, which the CPU executor cannot", where=where)
-    known = None if shape is None else tuple(s if isinstance(s, int) else str(s) for s in shape)
+    # ONNX Runtime reports a shape of unknown rank as an empty one, like a scalar's.
+    known = tuple(s if isinstance(s, int) else str(s) for s in shape) if shape else None
     return ValueType(np.dtype(_DTYPES[kind]), known)
 
 

@@ -17,7 +17,12 @@ def escape(text: str) -> str:
     escaped = encode_basestring(text)[1:-1]
     if escaped.isascii():
         return escaped
-    return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", escaped)
+    return encodable(escaped)
+
+
+def encodable(text: str) -> str:
+    """JSON text that UTF-8 can carry: its lone surrogates, which only strings can hold, as escapes."""
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def quote(text: str) -> str:

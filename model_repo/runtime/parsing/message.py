@@ -26,7 +26,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A whole call. ``arguments`` is a JSON object as text; ``index`` counts every call opened, cut ones too."""
+    """A whole call. ``arguments`` is the text of a JSON object; ``index`` counts cut calls too."""
 
     id: str = field(compare=False)
     name: str
@@ -52,7 +52,7 @@ class Incomplete:
 
 @dataclass(frozen=True)
 class Message:
-    """A parsed completion. ``tool_calls`` holds whole calls only; ``incomplete`` is the first thing that was cut."""
+    """A parsed completion. ``tool_calls`` holds whole calls only; ``incomplete`` is what was cut first."""
 
     reasoning: str = ""
     content: str = ""

@@ -1,4 +1,4 @@
-"""Reasoning at the level of token ids: which tokens of a chunk are reasoning, before any is turned into text."""
+"""Reasoning at the level of token ids: which tokens of a chunk are reasoning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mm2c_runtime.parsing.markers import BLOCK, END_THINK, THINK
 
 @dataclass(frozen=True)
 class ReasoningSpan:
-    """Half-open index ranges into one chunk: the reasoning, and the reasoning with its ``<think>``/``</think>``."""
+    """Half-open index ranges into a chunk: the reasoning alone, and with its ``<think>`` and ``</think>``."""
 
     reasoning: tuple[int, int]
     reasoning_with_delimiters: tuple[int, int]
@@ -37,7 +37,7 @@ class ParsedReasoning:
 
 @dataclass(frozen=True)
 class ReasoningParser:
-    """Finds reasoning in token ids. Stateless: the caller carries ``is_still_reasoning`` from chunk to chunk."""
+    """Finds reasoning in token ids; the caller carries ``is_still_reasoning`` from chunk to chunk."""
 
     reasoning_start_token_id: int
     reasoning_end_token_id: int

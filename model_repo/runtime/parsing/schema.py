@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from mm2c_runtime.parsing.json_text import quote
+from mm2c_runtime.parsing.json_text import encodable, quote
 
 ANY = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 # JSON schema's names, and those that Python and OpenAPI users write in their place.
@@ -70,7 +70,7 @@ class ParameterSchema:
         """``1.0`` where only integers are declared is the integer 1: typed clients refuse the fraction."""
         if isinstance(value, float) and "number" not in self.types and abs(value) < _EXACT_INTEGER:
             return str(int(value))
-        return trimmed
+        return encodable(trimmed)
 
     def _types(self, node: Any) -> frozenset[str]:
         """The JSON types that ``node`` may admit; a cycle of references admits any."""
@@ -99,7 +99,7 @@ class ParameterSchema:
         return types | {"null"} if node.get("nullable") is True else types
 
     def _fits(self, value: Any) -> bool:
-        """Whether the types and the choices (enum, const) admit ``value``; what is inside it is not looked at."""
+        """Whether the types and the choices (enum, const) admit ``value``; its members are not looked at."""
         admitted: dict[int, bool] = {}
 
         def fits(node: Any) -> bool:
@@ -195,7 +195,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _json_value(text: str) -> tuple[Any, bool]:
-    """The value that ``text`` is JSON for, and whether it is. NaN, infinities and what overflows to them are not."""
+    """The value that ``text`` is JSON for, and whether it is; NaN and infinities are not."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite), True
     except (ValueError, RecursionError):

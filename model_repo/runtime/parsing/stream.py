@@ -58,7 +58,7 @@ class MessageStream:
         self._final = self._finished = False
 
     def feed(self, text: str) -> list[Delta]:
-        """Takes the next piece of the completion and returns what it adds. After ``finish`` it adds nothing."""
+        """Takes the next piece of the completion and returns what it adds; after ``finish`` nothing."""
         if self._finished:
             return []
         text = self._pending + text
@@ -193,7 +193,7 @@ class MessageStream:
         return match.end() if marker == m.END_PARAMETER else match.start()
 
     def _in_withheld(self, text: str, position: int) -> int:
-        """After an ``</invoke>`` inside a value: data if ``</parameter>`` follows, else the end of the value."""
+        """From an ``</invoke>`` inside a value on: it was data if ``</parameter>`` follows, else the end."""
         probe = self._tail + text[position:] if self._withheld else text
         start = 0 if self._withheld else position
         stop = probe.find(m.END_PARAMETER, start)

@@ -38,7 +38,8 @@ class Rows:
         return released
 
     def close_holes(self, decoding: ReadOnlyList[Sequence]) -> list[RowCopy]:
-        """Moves the decoding sequences that lie at or above row n into the free rows below n, n = how many decode."""
+        """Moves the decoding sequences that lie at or above row n into the free rows below n, n = how many
+        decode."""
         count = len(decoding)
         holes = [row for row in range(count) if self._owner[row] is None]
         copies = []

@@ -16,8 +16,8 @@ Ending = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step gave one request. ``ending`` is set with its last token: a stop token, the token limit, or an
-    ``error`` of this row; the request's row is already free then."""
+    """What a step gave one request. ``ending`` is set with its last token: a stop token, the token limit,
+    or an ``error`` of this row; the request's row is already free then."""
 
     sequence: Sequence
     token: int | None
@@ -29,9 +29,9 @@ class Outcome:
 class Scheduler:
     """Admits by cache rows, prefills in chunks, decodes all running rows together.
 
-    A prefill chunk and a decode step alternate while both have work, so neither a long prompt nor many running
-    requests can hold up the other. One prompt is prefilled at a time. Usage: ``next_batch`` → run → ``apply``
-    (or ``fail``), with ``add`` and ``remove`` at any time in between.
+    A prefill chunk and a decode step alternate while both have work, so neither a long prompt nor many
+    running requests can hold up the other. One prompt is prefilled at a time. Usage: ``next_batch`` → run →
+    ``apply`` (or ``fail``), with ``add`` and ``remove`` at any time in between.
     """
 
     def __init__(self, *, context: int, max_rows: int, prefill_chunk: int) -> None:
@@ -98,7 +98,8 @@ class Scheduler:
         return self._prefill_batch() if prefill else self._decode_batch()
 
     def _may_start(self) -> bool:
-        # a hole among the decoding rows is closed by the next decode step; until then rows above them may be taken
+        # a hole among the decoding rows is closed by the next decode step; until then rows above them may
+        # be taken
         return self._rows.compact(len(self._decoding))
 
     def _prefill_batch(self) -> StepBatch:
@@ -127,7 +128,11 @@ class Scheduler:
         self._decoding.sort(key=lambda sequence: sequence.row)
         self._in_flight = list(self._decoding)
         return StepBatch(
-            self._steps, "decode", [self._decode_row(s) for s in self._decoding], copies=copies, released=released
+            self._steps,
+            "decode",
+            [self._decode_row(s) for s in self._decoding],
+            copies=copies,
+            released=released,
         )
 
     def _decode_row(self, sequence: Sequence) -> RowStep:
@@ -184,7 +189,11 @@ class Scheduler:
         present = {id(sequence) for sequence in self}
         for sequence, step in zip(self._in_flight, batch.rows, strict=True):
             if id(sequence) in present:
-                yield sequence, step, by_row.get(step.row) or RowResult(step.row, error="the step lost this row")
+                yield (
+                    sequence,
+                    step,
+                    by_row.get(step.row) or RowResult(step.row, error="the step lost this row"),
+                )
 
     @staticmethod
     def _ending(sequence: Sequence, token: int) -> Ending | None:

@@ -11,7 +11,8 @@ from mm2c_runtime.step import SamplingParams
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """``past_len``: positions of ``prompt + generated`` already in the cache row. ``row`` is -1 while waiting.
+    """``past_len``: positions of ``prompt + generated`` already in the cache row. ``row`` is -1 while
+    waiting.
 
     ``deadline`` is on the clock that the scheduler is asked with. ``stop_tokens`` end the request once
     ``min_tokens`` have been generated; ``allowed`` restricts what may be sampled.

@@ -17,9 +17,10 @@ _RETRY_SECONDS = 0.02
 
 
 class EngineClient:
-    """One connection. ``on_event(event)`` and ``on_disconnect(ids)`` are called from the reader thread and must not
-    block; ``ids`` are the requests that were in flight, each of which gets no further event. ``on_disconnect`` is
-    called once, when the engine goes away, and not after ``close``. Safe to use from several threads.
+    """One connection. ``on_event(event)`` and ``on_disconnect(ids)`` are called from the reader thread and
+    must not block; ``ids`` are the requests that were in flight, each of which gets no further event.
+    ``on_disconnect`` is called once, when the engine goes away, and not after ``close``. Safe to use from
+    several threads.
     """
 
     def __init__(
@@ -39,8 +40,8 @@ class EngineClient:
         self.hello: Message = {}
 
     def connect(self, timeout: float) -> Message:
-        """Connects and greets within ``timeout`` seconds, waiting for the socket to appear; returns the engine's
-        hello (version, pid, model, limits). Raises OSError (TimeoutError where nothing answered)."""
+        """Connects and greets within ``timeout`` seconds, waiting for the socket to appear; returns the
+        engine's hello (version, pid, model, limits). Raises OSError (TimeoutError where nothing answered)."""
         end = time.monotonic() + timeout
         while True:
             stream = socket.socket(socket.AF_UNIX)
@@ -66,7 +67,8 @@ class EngineClient:
 
     def submit(self, id: str, fields: dict[str, Any]) -> None:
         """Starts a request; everything about it, refusals too, comes as events. Raises RequestError
-        UNAVAILABLE where there is no connection (no event follows), INVALID_ARGUMENT where it is too large."""
+        UNAVAILABLE where there is no connection (no event follows), INVALID_ARGUMENT where it is too
+        large."""
         message = {"type": "submit", "id": id, "fields": fields}
         try:
             frame = encode(message)

@@ -16,8 +16,8 @@ _POLL_SECONDS = 0.02
 
 
 class EngineProcess:
-    """One child at a time. It is killed when the THREAD that called ``start`` ends (Linux's parent-death signal), so
-    start it from a thread that lives as long as it should. Its log goes to this process's stderr.
+    """One child at a time. It is killed when the THREAD that called ``start`` ends (Linux's parent-death
+    signal), so start it from a thread that lives as long as it should. Its log goes to this process's stderr.
 
     ``command`` replaces the engine's command line; it must serve ``socket_path``.
     """
@@ -49,7 +49,9 @@ class EngineProcess:
             raise RuntimeError(f"the engine process {self.pid} is still running")
         Path(self.socket_path).unlink(missing_ok=True)
         arguments = ["--socket", self.socket_path, "--parent", str(os.getpid())]
-        self._process = subprocess.Popen([*self._command, *arguments], stdin=subprocess.DEVNULL, env=_environment())
+        self._process = subprocess.Popen(
+            [*self._command, *arguments], stdin=subprocess.DEVNULL, env=_environment()
+        )
 
     def wait_ready(self, timeout: float) -> None:
         """Waits until the engine answers on its socket. Raises BundleError where the process ends before, or
@@ -68,7 +70,8 @@ class EngineProcess:
         raise BundleError(f"the engine process was not ready after {timeout:g} s", where=self.socket_path)
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Exit status of the process (negative: the signal); None where it still runs after ``timeout`` seconds."""
+        """Exit status of the process (negative: the signal); None where it still runs after ``timeout``
+        seconds."""
         if self._process is None:
             return None
         try:
@@ -77,7 +80,8 @@ class EngineProcess:
             return None
 
     def stop(self, timeout: float = 12.0) -> None:
-        """Lets the process finish what is in flight for ``timeout`` seconds, then kills it. Safe to repeat."""
+        """Lets the process finish what is in flight for ``timeout`` seconds, then kills it. Safe to
+        repeat."""
         if self._process is None:
             return
         if self.alive:
@@ -111,8 +115,16 @@ class EngineProcess:
 
 
 def _command(bundle_dir: str, lowering: str, threads: int | None) -> list[str]:
-    command = [sys.executable, "-m", "mm2c_runtime.server.process", "--bundle", bundle_dir, "--lowering", lowering]
+    command = [_python(), "-m", "mm2c_runtime.server.process", "--bundle", bundle_dir, "--lowering", lowering]
     return command if threads is None else [*command, "--threads", str(threads)]
+
+
+def _python() -> str:
+    """This interpreter. Embedded in another program (Triton's stub) ``sys.executable`` may name that one,
+    or none."""
+    if Path(sys.executable or "").name.startswith("python"):
+        return sys.executable
+    return str(Path(sys.prefix) / "bin" / "python3")
 
 
 def _environment() -> dict[str, str]:
@@ -120,7 +132,9 @@ def _environment() -> dict[str, str]:
     import mm2c_runtime
 
     found = Path(mm2c_runtime.__file__).resolve().parent
-    if found.name != "mm2c_runtime":  # an editable install maps the name to another folder; the child has it too
+    if (
+        found.name != "mm2c_runtime"
+    ):  # an editable install maps the name to another folder; the child has it too
         return dict(os.environ)
     paths = [str(found.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

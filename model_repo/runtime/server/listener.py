@@ -19,9 +19,12 @@ log = logging.getLogger("mm2c.server")
 
 
 class Listener:
-    """Only this user may connect. Raises BundleError where the path is too long or another engine serves it."""
+    """Only this user may connect. Raises BundleError where the path is too long or another engine serves
+    it."""
 
-    def __init__(self, engine: Engine, path: Path, model: Message, *, on_shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Engine, path: Path, model: Message, *, on_shutdown: Callable[[], None]
+    ) -> None:
         self._engine, self._path, self._on_shutdown = engine, path, on_shutdown
         self._hello: Message = {"type": "hello", "version": VERSION, "pid": os.getpid(), **model}
         self._connections: set[Connection] = set()
@@ -68,13 +71,17 @@ class Listener:
 def _bind(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > MAX_PATH:
         raise BundleError(
-            f"the socket's path is longer than {MAX_PATH} bytes", where=str(path), remedy="use a shorter folder"
+            f"the socket's path is longer than {MAX_PATH} bytes",
+            where=str(path),
+            remedy="use a shorter folder",
         )
     if path.exists():
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
                 raise BundleError(
-                    "another engine serves this socket", where=str(path), remedy="stop it, or use another path"
+                    "another engine serves this socket",
+                    where=str(path),
+                    remedy="stop it, or use another path",
                 )
         path.unlink(missing_ok=True)  # left behind by an engine that was killed
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,9 @@ def _bind(path: Path) -> socket.socket:
         listening.bind(str(path))
     except OSError as error:
         listening.close()
-        raise BundleError(f"cannot listen: {error.strerror}", where=str(path), remedy="use another path") from None
+        raise BundleError(
+            f"cannot listen: {error.strerror}", where=str(path), remedy="use another path"
+        ) from None
     finally:
         os.umask(previous)
     listening.listen(64)

@@ -1,4 +1,5 @@
-"""Events on their way to one client: a queue that never blocks the engine, and deltas joined while they wait."""
+"""Events on their way to one client: a queue that never blocks the engine, and deltas joined while they
+wait."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ LIMIT = 100_000  # waiting messages at which a client that does not read is give
 
 
 class Outgoing:
-    """``put`` from any thread, ``take`` from the writer. A delta joins the one before it of the same request as
-    long as that has not been taken, so a slow client gets fewer, longer deltas and the order of events holds."""
+    """``put`` from any thread, ``take`` from the writer. A delta joins the one before it of the same
+    request as long as that has not been taken, so a slow client gets fewer, longer deltas and the order of
+    events holds."""
 
     def __init__(self) -> None:
         self._messages: deque[Event] = deque()

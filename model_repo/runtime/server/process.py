@@ -1,7 +1,8 @@
 """The engine process: ``python -m mm2c_runtime.server.process --bundle DIR --socket PATH``.
 
-Serves the engine to the Triton models (or any ``EngineClient``) over a Unix socket. It dies with the process that
-started it, so no engine is left behind however that ends; SIGTERM finishes what is in flight first.
+Serves the engine to the Triton models (or any ``EngineClient``) over a Unix socket. It dies with the
+process that started it, so no engine is left behind however that ends; SIGTERM finishes what is in flight
+first.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ log = logging.getLogger("mm2c.server")
 
 
 def die_with_parent(parent: int | None) -> None:
-    """SIGKILL this process when the thread that started it ends. ``parent``: its expected pid, to notice where it
-    has ended already."""
+    """SIGKILL this process when the thread that started it ends. ``parent``: its expected pid, to notice
+    where it has ended already."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent is not None and os.getppid() != parent:
         sys.exit("the process that started this engine is gone")
 
 
 def serve(engine: Engine, socket_path: Path, model: Message, *, drain: float = DRAIN_SECONDS) -> None:
-    """Serves ``engine`` until SIGTERM, SIGINT, a shutdown message, or the loss of its executor. Call it from the
-    main thread. ``model`` is told to clients in the greeting."""
+    """Serves ``engine`` until SIGTERM, SIGINT, a shutdown message, or the loss of its executor. Call it
+    from the main thread. ``model`` is told to clients in the greeting."""
     ended = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -67,7 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--lowering", default="fast", choices=["fast", "portable"])
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of the model")
-    parser.add_argument("--checksums", default="full", choices=["sizes", "full"], help="what to check at start")
+    parser.add_argument(
+        "--checksums", default="full", choices=["sizes", "full"], help="what to check at start"
+    )
     parser.add_argument("--parent", type=int, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     die_with_parent(options.parent)

@@ -3,8 +3,9 @@
     frame = length u32 little-endian · UTF-8 JSON object of that many bytes
 
 client → engine: hello(version) · submit(id, fields) · cancel(id) · stats(tag) · ping(tag) · shutdown
-engine → client: hello(version, pid, model, limits) · stats(tag, stats) · pong(tag) · the events of ``Engine``, under
-the client's own ids. Each side says hello first; anything else before it, or another version, ends the connection.
+engine → client: hello(version, pid, model, limits) · stats(tag, stats) · pong(tag) · the events of
+``Engine``, under the client's own ids. Each side says hello first; anything else before it, or another
+version, ends the connection.
 """
 
 from __future__ import annotations
@@ -78,5 +79,7 @@ def check_hello(message: Message | None) -> Message:
     if message["type"] != "hello":
         raise ProtocolError(f"a hello was expected, got {message['type']}")
     if message.get("version") != VERSION:
-        raise ProtocolError(f"protocol version {message.get('version')} meets {VERSION}; update the older side")
+        raise ProtocolError(
+            f"protocol version {message.get('version')} meets {VERSION}; update the older side"
+        )
     return message

@@ -9,7 +9,7 @@ import numpy as np
 
 from mm2c_runtime.stub.outbox import Event, Pending
 from mm2c_runtime.stub.request import Answer
-from mm2c_runtime.stub.tool_calls import deltas, whole
+from mm2c_runtime.stub.tool_calls import joined, whole
 
 # Triton's nearest code; the message begins with ours, for clients of a stream that see no status.
 _TRITON_CODE = {
@@ -36,7 +36,7 @@ def response(pb: Any, answer: Answer, pending: Pending) -> Any:
     end = pending.end
     if end is not None and end["type"] == "error":
         return pb.InferenceResponse(error=triton_error(pb, end["code"], end["message"]))
-    calls = deltas(pending.tool_calls) if answer.stream else whole(pending.tool_calls)
+    calls = joined(pending.tool_calls) if answer.stream else whole(pending.tool_calls)
     values: dict[str, np.ndarray[Any, Any]] = {
         "text_output": _text("".join(pending.text)),
         "reasoning_output": _text("".join(pending.reasoning)),

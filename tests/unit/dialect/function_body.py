@@ -6,9 +6,8 @@ from typing import Any
 
 import onnxruntime
 import torch
-from onnx import helper
-
 from mm2c import dialect
+from onnx import helper
 
 ONNX_TYPE = {
     torch.float32: 1,
@@ -62,7 +61,8 @@ def run_reference(name: str, inputs: list[torch.Tensor], **attributes: Any) -> l
 
 
 def assert_agree(name: str, inputs: list[torch.Tensor], **attributes: Any) -> list[torch.Tensor]:
-    """Body and reference agree to f32 rounding, integers exactly; the fake op gives the same shapes and dtypes.
+    """Body and reference agree to f32 rounding, integers exactly; the fake op gives the same shapes and
+    dtypes.
 
     Returns the body's outputs.
     """

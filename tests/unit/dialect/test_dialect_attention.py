@@ -130,5 +130,7 @@ def test_rows_do_not_touch_each_other() -> None:
     out = assert_agree("M2Attention", [*inputs, *cache], **attributes(both))[0]
     for row in range(2):
         alone = [x[row : row + 1] if i not in (4, 5, 6, 7) else x for i, x in enumerate(inputs)]
-        single = assert_agree("M2Attention", [*alone, *(c[row : row + 1] for c in cache)], **attributes(both))[0]
+        single = assert_agree(
+            "M2Attention", [*alone, *(c[row : row + 1] for c in cache)], **attributes(both)
+        )[0]
         torch.testing.assert_close(single[0], out[row], rtol=0, atol=1e-5)

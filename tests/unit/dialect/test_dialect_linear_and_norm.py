@@ -28,11 +28,15 @@ def test_fp8_linear(n: int, k: int, block_n: int, block_k: int, lead: tuple[int,
     exact = torch.zeros(n, k, dtype=torch.float64)
     for row in range(n):
         for column in range(k):
-            exact[row, column] = weight[row, column].double() * scale[row // block_n, column // block_k].double()
+            exact[row, column] = (
+                weight[row, column].double() * scale[row // block_n, column // block_k].double()
+            )
     torch.testing.assert_close(y.double(), x.double() @ exact.T, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (2, 3, 96, 32), (3, 1, 6144, 1024), (1, 17, 5, 1), (4, 2, 33, 7)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 8, 8), (2, 3, 96, 32), (3, 1, 6144, 1024), (1, 17, 5, 1), (4, 2, 33, 7)]
+)
 def test_sums_of_squares(shape: tuple[int, int, int, int]) -> None:
     batch, steps, q, k = shape
     torch.manual_seed(q)

@@ -93,7 +93,15 @@ def test_gate_and_up_have_blocks_of_their_own() -> None:
     ones = torch.ones(1, 1)
     y = assert_agree(
         "M2MoeExpertsFp8",
-        [torch.full((1, 4), 0.25), ones, torch.zeros(1, 1, dtype=torch.int32), w13, scale, w2, torch.ones(1, 2, 1)],
+        [
+            torch.full((1, 4), 0.25),
+            ones,
+            torch.zeros(1, 1, dtype=torch.int32),
+            w13,
+            scale,
+            w2,
+            torch.ones(1, 2, 1),
+        ],
         first_expert=0,
         block_n=2,
         block_k=4,

@@ -8,9 +8,8 @@ import sys
 import onnx
 import pytest
 import torch
-from onnx import helper
-
 from mm2c import dialect
+from onnx import helper
 
 NAMES = [
     "M2Fp8Linear",

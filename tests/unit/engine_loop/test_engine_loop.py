@@ -207,7 +207,7 @@ def test_refusals(make: MakeEngine) -> None:
     engine, listener = make(ToyExecutor(delay=0.01)), Listener()
     with pytest.raises(RequestError, match="has 500 tokens; the context holds 128"):
         ask(engine, listener, "a", "x" * 500)
-    with pytest.raises(RequestError, match="max_tokens: 127 .* at most 126"):
+    with pytest.raises(RequestError, match=r"max_tokens: 127 .* at most 126"):
         ask(engine, listener, "a", "xy", max_tokens=127)
     with pytest.raises(RequestError, match="end_id: 5000 is not in the vocabulary of 288"):
         ask(engine, listener, "a", "xy", end_id=5000)

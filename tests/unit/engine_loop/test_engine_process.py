@@ -173,7 +173,9 @@ engine.start(); engine.wait_ready(20); print(engine.pid, flush=True); os.kill(os
 """
     import subprocess
 
-    run = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", starter], capture_output=True, text=True, timeout=60, check=False
+    )
     pid = int(run.stdout)
     end = time.monotonic() + 2
     while Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text():
@@ -182,7 +184,9 @@ engine.start(); engine.wait_ready(20); print(engine.pid, flush=True); os.kill(os
 
 
 def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:
-    engine = EngineProcess("", str(tmp_path / "s.sock"), command=[sys.executable, "-c", "raise SystemExit(3)"])
+    engine = EngineProcess(
+        "", str(tmp_path / "s.sock"), command=[sys.executable, "-c", "raise SystemExit(3)"]
+    )
     engine.start()
     with pytest.raises(BundleError, match="exited with status 3 while it started"):
         engine.wait_ready(20)

@@ -1,7 +1,7 @@
 """A deterministic toy language model behind the executor protocol, and an engine around it.
 
-The toy keeps the token ids themselves as its "KV cache" and computes the next logits from what the cache row holds,
-so a wrong row, a forgotten copy or a wrong position changes the tokens.
+The toy keeps the token ids themselves as its "KV cache" and computes the next logits from what the cache
+row holds, so a wrong row, a forgotten copy or a wrong position changes the tokens.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ class ToyExecutor:
 
 
 class ToyTemplate:
-    def render(self, messages: Any, tools: Any = None, add_generation_prompt: bool = True, **kwargs: Any) -> str:
+    def render(
+        self, messages: Any, tools: Any = None, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str:
         turns = "".join(f"]~b]{message['role']}\n{message['content']}[e~[\n" for message in messages)
         return turns + "]~b]ai\n<think>\n"
 

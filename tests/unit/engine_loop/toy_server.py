@@ -1,4 +1,5 @@
-"""The engine process of the tests: the toy engine behind the real server. Run with --socket PATH --parent PID."""
+"""The engine process of the tests: the toy engine behind the real server. Run with --socket PATH --parent
+PID."""
 
 from __future__ import annotations
 

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import onnx_ir as ir
 import pytest
-from traced_model import config, formats, random_weights, serialised
-
 from mm2c.checkpoint.recipes import recipes_for_config
 from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.trace import trace
 from mm2c.weights.recipe import RankGraph, Source
+from traced_model import config, formats, random_weights, serialised
 
 SHAPE = config(layers=3, intermediate=128)
 
@@ -148,7 +147,11 @@ def test_recipes_that_do_not_fit_are_refused() -> None:
     missing = {k: v for k, v in recipes.items() if k != "model.norm.weight"}
     with pytest.raises(ValueError, match=r"model\.norm\.weight: no recipe"):
         trace(shape, kinds, BuildOptions(), missing)
-    wrong = {**recipes, "lm_head.weight": Source("lm_head.weight", "f32", (3, 4)), "odd": Source("odd", "f32", (1,))}
+    wrong = {
+        **recipes,
+        "lm_head.weight": Source("lm_head.weight", "f32", (3, 4)),
+        "odd": Source("odd", "f32", (1,)),
+    }
     with pytest.raises(ValueError, match=r"(?s)odd: the graph has no such tensor.*lm_head\.weight"):
         trace(shape, kinds, BuildOptions(), wrong)
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
-
 from mm2c import dialect
 from mm2c.config import ModelConfig, Rope, WeightFormats
 from mm2c.dialect.blocks import dequantize_reference
@@ -44,7 +43,9 @@ def config(**changes: Any) -> ModelConfig:
     return ModelConfig(**{**values, **changes})
 
 
-def formats(config: ModelConfig, *, attention: bool = False, experts: bool = False, dense: str = "bf16") -> WeightFormats:
+def formats(
+    config: ModelConfig, *, attention: bool = False, experts: bool = False, dense: str = "bf16"
+) -> WeightFormats:
     """FP8 attention and/or experts in every layer; all else ``dense``."""
     fp8 = set()
     for layer in range(config.layers):
@@ -56,7 +57,9 @@ def formats(config: ModelConfig, *, attention: bool = False, experts: bool = Fal
     from mm2c.checkpoint.recipes import recipes_for_config
 
     names = recipes_for_config(config, WeightFormats())
-    return WeightFormats(frozenset(fp8), tuple((name, dense) for name in names if not name.startswith("rope.")))
+    return WeightFormats(
+        frozenset(fp8), tuple((name, dense) for name in names if not name.startswith("rope."))
+    )
 
 
 def random_weights(graph: RankGraph, config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
@@ -66,7 +69,9 @@ def random_weights(graph: RankGraph, config: ModelConfig, seed: int) -> dict[str
     for name, value in graph.model.graph.initializers.items():
         shape = tuple(value.shape)
         if name.startswith("rope."):
-            inverse = 1.0 / config.rope.theta ** (np.arange(0, config.rope.rotary_dim, 2) / config.rope.rotary_dim)
+            inverse = 1.0 / config.rope.theta ** (
+                np.arange(0, config.rope.rotary_dim, 2) / config.rope.rotary_dim
+            )
             angle = np.arange(shape[0], dtype=np.float32)[:, None] * inverse.astype(np.float32)
             array = np.cos(angle) if name.endswith("cos") else np.sin(angle)
         elif "norm" in name:

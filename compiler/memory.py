@@ -1,0 +1,267 @@
+"""What a rank holds: weights to the byte, KV cache per token and in tokens, and an estimate of a step's activations.
+
+Everything follows from the configuration, how the weights are stored, and the cut; nothing is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mm2c.checkpoint.names import (
+    EMBED,
+    HEAD,
+    NORM,
+    attention_linears,
+    experts_module,
+    layer_vectors,
+)
+from mm2c.config import BLOCK, BuildOptions, Mapping, ModelConfig, WeightFormats
+from mm2c.errors import UserError
+from mm2c.weights.recipe import ITEMSIZE
+
+WeightDtype = Literal["fp8", "bf16", "f32"]  # "fp8": as stored; the others convert the linears, f32 everything
+KvDtype = Literal["f32", "bf16", "fp8"]
+KV_ITEMSIZE: dict[str, int] = {"f32": 4, "bf16": 2, "fp8": 1}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a rank's weights by part. ``router``: gates and correction biases."""
+
+    embedding: int
+    head: int
+    attention: int
+    experts: int
+    router: int
+    norms: int
+    rope: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank. ``kv_per_token``: of all layers, K and V; ``activations``: the estimated peak of a step."""
+
+    rank: int
+    weights: Weights
+    kv_per_token: int
+    activations: int
+
+    def total(self, tokens: int) -> int:
+        """Bytes with ``tokens`` tokens in the cache."""
+        return self.weights.total + self.activations + tokens * self.kv_per_token
+
+    def kv_capacity(self, available: int) -> int:
+        """Tokens that fit beside weights and activations into ``available`` bytes; 0 where those alone do not."""
+        return max(0, available - self.weights.total - self.activations) // self.kv_per_token
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One replica's ranks, and the cache that was asked for: ``tokens`` = rows * context. ``dp``: replicas."""
+
+    ranks: tuple[RankMemory, ...]
+    tokens: int
+    dp: int = 1
+
+    @property
+    def per_rank(self) -> int:
+        """Bytes of the fullest rank."""
+        return max(rank.total(self.tokens) for rank in self.ranks)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all ranks and replicas."""
+        return self.dp * sum(rank.total(self.tokens) for rank in self.ranks)
+
+    @property
+    def kv_per_token(self) -> int:
+        """Bytes that a token takes on all ranks of its replica."""
+        return sum(rank.kv_per_token for rank in self.ranks)
+
+    def kv_capacity_tokens(self, available: int) -> int:
+        """Tokens that all replicas can hold with ``available`` bytes for each rank."""
+        return self.dp * min(rank.kv_capacity(available) for rank in self.ranks)
+
+
+def plan_memory(
+    config: ModelConfig,
+    formats: WeightFormats,
+    mapping: Mapping,
+    *,
+    context: int = 0,
+    rows: int = 1,
+    chunk: int = 512,
+    weight_dtype: WeightDtype = "fp8",
+    kv_dtype: KvDtype = "bf16",
+    activation_dtype: Literal["bf16", "f32"] = "bf16",
+    attention_scores: bool = False,
+) -> MemoryPlan:
+    """The plan of every rank of ``mapping`` (its own ``rank`` does not matter).
+
+    ``context``: tokens a row can hold (0: the model's); ``rows``: rows decoded together; ``chunk``: tokens of a
+    prefill step; ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime does).
+    """
+    context = context or config.context
+    kv = 2 * config.layers * _kv_heads(config, mapping) * config.head_dim * KV_ITEMSIZE[kv_dtype]
+    weights = _weights(config, formats, mapping, weight_dtype, context)
+    step = _activations(config, mapping, context, rows, chunk, ITEMSIZE[activation_dtype], attention_scores)
+    ranks = tuple(RankMemory(rank, weights, kv, step) for rank in range(mapping.tp))
+    return MemoryPlan(ranks, rows * context, mapping.dp)
+
+
+def fits(plan: MemoryPlan, available: int) -> bool:
+    """Whether every rank fits into ``available`` bytes with the cache that was asked for."""
+    return plan.per_rank <= available
+
+
+def _ceil(size: int, parts: int) -> int:
+    return -(-size // parts)
+
+
+def _kv_heads(config: ModelConfig, mapping: Mapping) -> int:
+    """KV heads of a rank; each rank keeps one where there are more ranks than heads."""
+    return _ceil(config.kv_heads, mapping.tp)
+
+
+def _blocks(size: int, whole: int) -> int:
+    """Scale blocks along an axis of which a rank has ``size`` of ``whole``: a cut through blocks halves them until
+    none is cut."""
+    block = BLOCK if size == whole or size % BLOCK == 0 else math.gcd(BLOCK, size)
+    return _ceil(size, block)
+
+
+def _weights(
+    config: ModelConfig, formats: WeightFormats, mapping: Mapping, target: WeightDtype, context: int
+) -> Weights:
+    stored = dict(formats.dtypes)
+
+    def dense(name: str) -> int:
+        return 4 if target == "f32" else ITEMSIZE[stored.get(name, "bf16")]
+
+    def linear(name: str, module: str, n: tuple[int, int], k: tuple[int, int], count: int = 1) -> int:
+        """``n`` and ``k``: the rank's size of an axis, and the whole."""
+        elements = n[0] * k[0] * count
+        if formats.of(module) == "dense":
+            return elements * (2 if target == "bf16" else dense(name))
+        if target == "fp8":
+            return elements + 4 * _blocks(*n) * _blocks(*k) * count
+        return elements * ITEMSIZE[target]
+
+    vocabulary = _ceil(config.vocab, mapping.tp) * config.hidden
+    attention = experts = router = norms = 0
+    q, kv = config.q_width // mapping.tp, _kv_heads(config, mapping) * config.head_dim
+    own = {"q_proj": (q, config.q_width), "k_proj": (kv, config.kv_width), "v_proj": (kv, config.kv_width)}
+    inner = (config.intermediate // mapping.moe_tp, config.intermediate)
+    hidden = (config.hidden, config.hidden)
+    for layer in range(config.layers):
+        for item in attention_linears(config, layer):
+            name = item.module.rpartition(".")[2]
+            n, k = (own[name], hidden) if name in own else (hidden, own["q_proj"])
+            attention += linear(item.weight, item.module, n, k)
+        module, mine = experts_module(layer), config.experts // mapping.ep
+        experts += linear(f"{module}.gate_up_proj", module, inner, hidden, 2 * mine)
+        experts += linear(f"{module}.down_proj", module, hidden, inner, mine)
+        for name, _, shape in layer_vectors(config, layer):
+            size = {"q_norm": q, "k_norm": kv}.get(name.split(".")[-2], math.prod(shape)) * dense(name)
+            if ".mlp." in name:
+                router += size
+            else:
+                norms += size
+    return Weights(
+        embedding=vocabulary * dense(EMBED),
+        head=vocabulary * dense(HEAD),
+        attention=attention,
+        experts=experts,
+        router=router,
+        norms=norms + config.hidden * dense(NORM),
+        rope=context * config.rope.rotary_dim * 4,  # cos and sin, f32, half of rotary_dim each
+    )
+
+
+def _activations(
+    config: ModelConfig, mapping: Mapping, context: int, rows: int, chunk: int, itemsize: int, scores: bool
+) -> int:
+    """Residual and its norm, beside the largest of attention, experts and logits."""
+    tokens = max(chunk, rows)
+    heads = _ceil(config.heads, mapping.tp)
+    q, kv = heads * config.head_dim, _kv_heads(config, mapping) * config.head_dim
+    residual = 3 * tokens * config.hidden * itemsize
+    attention = tokens * (3 * q + 4 * kv) * itemsize  # q, k, v before and after the rotation, and the output
+    if scores:
+        attention += heads * tokens * context * 4
+    inner = config.intermediate // mapping.moe_tp
+    experts = tokens * config.top_k * (3 * inner * itemsize + 8) + tokens * config.hidden * 4
+    logits = rows * _ceil(config.vocab, mapping.tp) * 4 * (2 if mapping.tp > 1 else 1)
+    return residual + max(attention, experts, logits)
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's if that is less."""
+    limits = list(_host_limits())
+    return min(limits) if limits else 0
+
+
+def _host_limits() -> Iterator[int]:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            yield int(line.split()[1]) * 1024
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        path = Path(name)
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            yield int(text)
+
+
+def check_host_memory(config: ModelConfig, options: BuildOptions, available: int | None = None) -> dict[str, Any]:
+    """What the ONNX Runtime engine needs on the CPU, all ranks in one process, everything in f32.
+
+    Raises UserError with the figures where this machine (``available`` bytes: its memory) cannot hold it.
+    """
+    available = host_memory() if available is None else available
+    plan = plan_memory(
+        config,
+        WeightFormats(),
+        options.mapping,
+        context=options.context,
+        rows=options.max_rows,
+        chunk=options.prefill_chunk,
+        weight_dtype="f32",
+        kv_dtype="f32",
+        activation_dtype="f32",
+        attention_scores=True,
+    )
+    weights = sum(rank.weights.total for rank in plan.ranks)
+    activations = plan.ranks[0].activations  # ranks take turns
+    cache = plan.tokens * plan.kv_per_token
+    need = weights + cache + activations
+    has = f"this machine has {available / 1e9:.0f} GB"
+    if weights + activations > available:
+        raise UserError(
+            f"the model does not fit: on the CPU its weights take {weights / 1e9:.0f} GB in fp32, {has}",
+            remedy="build for GPUs, on a machine with more memory, or a smaller checkpoint of the same architecture",
+        )
+    if need > available:
+        room = (available - weights - activations) // plan.kv_per_token // options.max_rows
+        raise UserError(
+            f"the KV cache does not fit: {options.max_rows} rows of {plan.tokens // options.max_rows} tokens take "
+            f"{cache / 1e9:.0f} GB beside {weights / 1e9:.0f} GB of weights, {has}",
+            remedy=f"--context {room} fits with {options.max_rows} rows; or take fewer rows with --max-rows",
+        )
+    return {
+        "summary": f"{need / 1e9:.2f} GB in fp32: weights {weights / 1e9:.2f}, KV cache {cache / 1e9:.2f} "
+        f"({plan.tokens} tokens), activations {activations / 1e9:.2f}; {has}",
+        "weights_bytes": weights,
+        "kv_bytes": cache,
+        "kv_bytes_per_token": plan.kv_per_token,
+        "kv_capacity_tokens": max(0, available - weights - activations) // plan.kv_per_token,
+        "activations_bytes": activations,
+        "total_bytes": need,
+        "available_bytes": available,
+    }

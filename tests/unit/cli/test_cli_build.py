@@ -1,0 +1,112 @@
+"""`mm2c build` and `mm2c inspect` on a random checkpoint, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mm2c.cli.main import app
+
+MM2C = str(Path(sys.executable).with_name("mm2c"))
+
+
+@pytest.fixture(scope="module")
+def built(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(checkpoint, bundle at tp 2), built by the command line with a cache of its own."""
+    root = tmp_path_factory.mktemp("cli")
+    os.environ["MM2C_CACHE"] = str(root / "cache")
+    checkpoint = random_checkpoint(layers=1, intermediate=256, seed=11)
+    result = CliRunner().invoke(app, ["build", str(checkpoint), "--tp", "2", "--fp8", "-o", str(root / "bundle")])
+    assert result.exit_code == 0, result.output
+    assert "no NVIDIA GPU" in result.output or "onnxruntime" in result.output
+    return checkpoint, root / "bundle"
+
+
+def build(*arguments: object) -> dict[str, object]:
+    result = CliRunner().invoke(app, ["build", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    found: dict[str, object] = json.loads(result.stdout)
+    return found
+
+
+def test_the_same_again_is_up_to_date(built: tuple[Path, Path]) -> None:
+    checkpoint, bundle = built
+    before = (bundle / "manifest.json").stat().st_mtime_ns
+    assert build(checkpoint, "--tp", 2, "--fp8", "-o", bundle)["up_to_date"] is True
+    assert (bundle / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_another_output_reuses_the_stages_and_is_the_same_bundle(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, bundle = built
+    report = build(checkpoint, "--tp", 2, "--fp8", "-o", tmp_path / "again")
+    assert report["reused"] == ["graphs of 2 rank(s)", "weights"]
+    assert report["made"] == []
+    assert (tmp_path / "again" / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()
+
+
+def test_a_build_without_cache_is_byte_for_byte_the_same(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, bundle = built
+    report = build(checkpoint, "--tp", 2, "--fp8", "--no-cache", "-o", tmp_path / "fresh")
+    assert report["reused"] == []
+    assert (tmp_path / "fresh" / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()
+
+
+def test_other_options_at_the_same_output_need_force(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, _ = built
+    build(checkpoint, "--fp8", "-o", tmp_path / "x")
+    refused = CliRunner().invoke(app, ["build", str(checkpoint), "--context", "64", "-o", str(tmp_path / "x")])
+    assert refused.exit_code == 2
+    assert "--force" in refused.output
+    assert build(checkpoint, "--context", 64, "--force", "-o", tmp_path / "x")["up_to_date"] is False
+
+
+def test_inspect_tells_layout_and_collectives(built: tuple[Path, Path]) -> None:
+    _, bundle = built
+    result = CliRunner().invoke(app, ["inspect", str(bundle), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["mapping"]["tp"] == 2
+    assert {r["all_reduces"] for r in facts["ranks"]} == {4}  # one behind the embedding, three a layer
+    assert {r["all_gathers"] for r in facts["ranks"]} == {1}
+    assert {r["kv_heads"] for r in facts["ranks"]} == {2}
+    assert facts["kv_bytes_per_token"] == 2 * 4 * 128 * 4
+    shown = CliRunner().invoke(app, ["inspect", str(bundle)])
+    assert "all-reduces" in shown.output
+
+
+def test_config_only_writes_graphs_of_all_ranks(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, _ = built
+    build(checkpoint / "config.json", "--tp", 2, "--config-only", "-o", tmp_path / "graphs")
+    assert sorted(p.name for p in (tmp_path / "graphs").glob("rank*")) == ["rank0", "rank1"]
+    assert not list((tmp_path / "graphs").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_build_leaves_nothing_half_written(
+    built: tuple[Path, Path], tmp_path: Path, signal_: signal.Signals
+) -> None:
+    checkpoint, _ = built
+    command = [MM2C, "build", str(checkpoint), "--no-cache", "-o", str(tmp_path / "bundle")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".bundle.building-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal_)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (130 if signal_ != signal.SIGKILL else -9), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "bundle").exists()
+    if signal_ == signal.SIGKILL:  # no chance to clean up: the next build sweeps
+        build(checkpoint, "-o", tmp_path / "bundle")
+        assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    else:
+        assert list(tmp_path.iterdir()) == []

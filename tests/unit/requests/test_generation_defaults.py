@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mm2c_runtime.errors import BundleError, RequestError
+from mm2c_runtime.generation import Generation, GenerationDefaults, Preparer
+from mm2c_runtime.requests import parse_request
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+
+def load(tmp_path: Path, config: dict[str, Any] | None, eos: list[int] | None = None) -> GenerationDefaults:
+    path = tmp_path / "generation_config.json"
+    if config is not None:
+        path.write_text(json.dumps(config))
+    return GenerationDefaults.load(path, eos=eos or [])
+
+
+def test_released_config(tmp_path: Path) -> None:
+    defaults = load(
+        tmp_path, {"eos_token_id": 200020, "do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 40}
+    )
+    assert (defaults.temperature, defaults.top_p, defaults.top_k) == (1.0, 0.95, 40)
+    assert defaults.eos == {200020}
+
+
+def test_greedy_several_ends_and_missing_file(tmp_path: Path) -> None:
+    assert load(tmp_path, None, eos=[3]) == GenerationDefaults(eos=frozenset([3]))
+    defaults = load(
+        tmp_path, {"do_sample": False, "temperature": 1.0, "eos_token_id": [1, 2], "top_k": None}, eos=[3]
+    )
+    assert defaults.temperature == 0
+    assert defaults.eos == {1, 2}
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(BundleError, match="not valid JSON"):
+        load(tmp_path, None)
+
+
+class Template:
+    def render(
+        self, messages: Any, tools: Any = None, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str:
+        return "<think>" if kwargs.get("think", True) else "x"
+
+
+def prepare(fields: dict[str, Any], defaults: GenerationDefaults, context: int = 50) -> Generation:
+    vocab = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    preparer = Preparer(
+        tokenizer,
+        Template(),
+        defaults,
+        context=context,
+        vocab=256,
+        will_reason=lambda text: "<think>" in text,
+    )
+    return preparer.prepare(parse_request(fields))
+
+
+def test_a_request_overrides_the_defaults() -> None:
+    defaults = GenerationDefaults(temperature=0.7, top_k=40, top_p=0.95, eos=frozenset([9]), max_tokens=30)
+    plain = prepare({"text_input": "hello"}, defaults)
+    assert (plain.sampling.temperature, plain.sampling.top_k, plain.sampling.top_p) == (0.7, 40, 0.95)
+    assert plain.stop_tokens == {9}
+    assert plain.max_tokens == 30
+    assert prepare({"text_input": "x" * 40}, defaults).max_tokens == 10
+    own = prepare(
+        {
+            "text_input": "x",
+            "temperature": 0,
+            "top_k": 0,
+            "top_p": 1,
+            "end_id": 4,
+            "stop_token_ids": [5],
+            "seed": 0,
+        },
+        defaults,
+    )
+    assert (own.sampling.temperature, own.sampling.top_k, own.sampling.top_p, own.sampling.seed) == (
+        0,
+        0,
+        1,
+        0,
+    )
+    assert own.stop_tokens == {4, 5}
+    assert prepare({"text_input": "x", "ignore_eos": True, "stop_token_ids": [5]}, defaults).stop_tokens == {
+        5
+    }
+    assert plain.sampling.seed != prepare({"text_input": "hello"}, defaults).sampling.seed
+
+
+def test_reasoning_is_decided_by_the_prompt() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    assert prepare({"messages": messages}, GenerationDefaults()).starts_in_reasoning
+    quiet = {"messages": messages, "chat_template_kwargs": {"think": False}}
+    assert not prepare(quiet, GenerationDefaults()).starts_in_reasoning
+    assert not prepare({"text_input": "<think>"}, GenerationDefaults()).starts_in_reasoning
+
+
+def test_both_figures_of_a_prompt_that_does_not_fit() -> None:
+    with pytest.raises(RequestError, match="the prompt has 60 tokens; the context holds 50"):
+        prepare({"text_input": "x" * 60}, GenerationDefaults())
+    assert prepare({"text_input": "x" * 49}, GenerationDefaults()).max_tokens == 1
+
+
+def test_bad_words_with_and_without_a_space() -> None:
+    words = prepare({"text_input": "x", "bad_words": ["ab"]}, GenerationDefaults()).bad_words
+    assert sorted(map(len, words)) == [2, 3]
