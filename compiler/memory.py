@@ -1,4 +1,5 @@
-"""What a rank holds: weights to the byte, KV cache per token and in tokens, and an estimate of a step's activations.
+"""What a rank holds: weights to the byte, KV cache per token and in tokens, and an estimate of a step's
+activations.
 
 Everything follows from the configuration, how the weights are stored, and the cut; nothing is measured.
 """
@@ -23,7 +24,9 @@ from mm2c.config import BLOCK, BuildOptions, Mapping, ModelConfig, WeightFormats
 from mm2c.errors import UserError
 from mm2c.weights.recipe import ITEMSIZE
 
-WeightDtype = Literal["fp8", "bf16", "f32"]  # "fp8": as stored; the others convert the linears, f32 everything
+WeightDtype = Literal[
+    "fp8", "bf16", "f32"
+]  # "fp8": as stored; the others convert the linears, f32 everything
 KvDtype = Literal["f32", "bf16", "fp8"]
 KV_ITEMSIZE: dict[str, int] = {"f32": 4, "bf16": 2, "fp8": 1}
 
@@ -47,7 +50,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank. ``kv_per_token``: of all layers, K and V; ``activations``: the estimated peak of a step."""
+    """Bytes on one rank. ``kv_per_token``: of all layers, K and V; ``activations``: the estimated peak of a
+    step."""
 
     rank: int
     weights: Weights
@@ -59,13 +63,15 @@ class RankMemory:
         return self.weights.total + self.activations + tokens * self.kv_per_token
 
     def kv_capacity(self, available: int) -> int:
-        """Tokens that fit beside weights and activations into ``available`` bytes; 0 where those alone do not."""
+        """Tokens that fit beside weights and activations into ``available`` bytes; 0 where those alone do
+        not."""
         return max(0, available - self.weights.total - self.activations) // self.kv_per_token
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One replica's ranks, and the cache that was asked for: ``tokens`` = rows * context. ``dp``: replicas."""
+    """One replica's ranks, and the cache that was asked for: ``tokens`` = rows * context. ``dp``:
+    replicas."""
 
     ranks: tuple[RankMemory, ...]
     tokens: int
@@ -106,8 +112,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """The plan of every rank of ``mapping`` (its own ``rank`` does not matter).
 
-    ``context``: tokens a row can hold (0: the model's); ``rows``: rows decoded together; ``chunk``: tokens of a
-    prefill step; ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime does).
+    ``context``: tokens a row can hold (0: the model's); ``rows``: rows decoded together; ``chunk``: tokens of
+    a prefill step; ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime
+    does).
     """
     context = context or config.context
     kv = 2 * config.layers * _kv_heads(config, mapping) * config.head_dim * KV_ITEMSIZE[kv_dtype]
@@ -132,8 +139,8 @@ def _kv_heads(config: ModelConfig, mapping: Mapping) -> int:
 
 
 def _blocks(size: int, whole: int) -> int:
-    """Scale blocks along an axis of which a rank has ``size`` of ``whole``: a cut through blocks halves them until
-    none is cut."""
+    """Scale blocks along an axis of which a rank has ``size`` of ``whole``: a cut through blocks halves them
+    until none is cut."""
     block = BLOCK if size == whole or size % BLOCK == 0 else math.gcd(BLOCK, size)
     return _ceil(size, block)
 
@@ -219,7 +226,9 @@ def _host_limits() -> Iterator[int]:
             yield int(text)
 
 
-def check_host_memory(config: ModelConfig, options: BuildOptions, available: int | None = None) -> dict[str, Any]:
+def check_host_memory(
+    config: ModelConfig, options: BuildOptions, available: int | None = None
+) -> dict[str, Any]:
     """What the ONNX Runtime engine needs on the CPU, all ranks in one process, everything in f32.
 
     Raises UserError with the figures where this machine (``available`` bytes: its memory) cannot hold it.
@@ -245,13 +254,13 @@ def check_host_memory(config: ModelConfig, options: BuildOptions, available: int
     if weights + activations > available:
         raise UserError(
             f"the model does not fit: on the CPU its weights take {weights / 1e9:.0f} GB in fp32, {has}",
-            remedy="build for GPUs, on a machine with more memory, or a smaller checkpoint of the same architecture",
+            remedy="build for GPUs or on a machine with more memory, or take a smaller checkpoint",
         )
     if need > available:
         room = (available - weights - activations) // plan.kv_per_token // options.max_rows
         raise UserError(
-            f"the KV cache does not fit: {options.max_rows} rows of {plan.tokens // options.max_rows} tokens take "
-            f"{cache / 1e9:.0f} GB beside {weights / 1e9:.0f} GB of weights, {has}",
+            f"the KV cache does not fit: {options.max_rows} rows of {plan.tokens // options.max_rows} tokens "
+            f"take {cache / 1e9:.0f} GB beside {weights / 1e9:.0f} GB of weights, {has}",
             remedy=f"--context {room} fits with {options.max_rows} rows; or take fewer rows with --max-rows",
         )
     return {

@@ -80,7 +80,7 @@ def build_bundle(request: BuildRequest, progress: Progress | None = None) -> Bui
             if is_fresh(output, key):
                 return _up_to_date(request, choice, output, checkpoint.notes, started)
             _check_place(output, request.force)
-            getattr(checkpoint,"validate_values",lambda:0)()
+            checkpoint.validate_values()
             memory = check_host_memory(checkpoint.config, options)
             source = CheckpointInfo(
                 source=str(found.source),

@@ -19,7 +19,8 @@ MODEL_TYPE = "minimax_m2"
 
 @dataclass(frozen=True)
 class ParsedConfig:
-    """``notes``: one sentence for each thing that was read and left out. ``tied``: the head is the embedding."""
+    """``notes``: one sentence for each thing that was read and left out. ``tied``: the head is the
+    embedding."""
 
     model: ModelConfig
     quant: QuantConfig | None
@@ -44,7 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> ParsedConfig:
-    """Parse config.json (or the folder that holds it); ``generation_config.json`` beside it gives bos and eos.
+    """Parse config.json (or the folder that holds it); ``generation_config.json`` beside it gives bos and
+    eos.
 
     Raises UserError with the key, its value, why it is refused, and the remedy.
     """
@@ -62,7 +64,8 @@ def read_config(path: Path) -> ParsedConfig:
         raise refuse(path, "tie_word_embeddings", tied, "expected true or false")
     bos, eos = _special_tokens(raw, path, sizes["vocab"])
     rope = parse_rope(raw, path, sizes["head_dim"], sizes["context"])
-    model = ModelConfig(**sizes, eps=float(eps), rope=rope, bos=bos, eos=eos)
+    values: dict[str, Any] = {**sizes, "eps": float(eps), "rope": rope, "bos": bos, "eos": eos}
+    model = ModelConfig(**values)
     _check_sizes(model, path)
     _check_attention_types(raw, model, path)
     if raw.get("num_mtp_modules") or raw.get("use_mtp"):

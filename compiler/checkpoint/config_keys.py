@@ -1,4 +1,5 @@
-"""Every key of config.json: compiled, fixed to the one value that is compiled, or irrelevant, each with its reason.
+"""Every key of config.json: compiled, fixed to the one value that is compiled, or irrelevant, each with its
+reason.
 
 A key in none of the tables is refused by name.
 """

@@ -14,7 +14,8 @@ from mm2c.config import BLOCK
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """Block FP8 of the linears: one f32 scale per ``block`` of e4m3 weights, but for the modules left alone."""
+    """Block FP8 of the linears: one f32 scale per ``block`` of e4m3 weights, but for the modules left
+    alone."""
 
     block: tuple[int, int]
     modules_to_not_convert: tuple[str, ...]

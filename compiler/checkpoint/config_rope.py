@@ -32,8 +32,8 @@ _OPTIONAL: dict[str, set[str]] = {
     "llama3": {"original_max_position_embeddings"},
 }
 _REFUSED = {
-    "dynamic": "its frequencies change with the length of the running sequence, and a compiled table cannot",
-    "longrope": "its frequencies change when a sequence grows past the original length, and a compiled table cannot",
+    "dynamic": "its frequencies change with the length of the running sequence",
+    "longrope": "its frequencies change once a sequence is longer than the original context",
     "proportional": "M2 rotates the front of a head, this the whole head",
 }
 
@@ -44,7 +44,8 @@ def parse_rope(raw: dict[str, Any], path: Path, head_dim: int, context: int) -> 
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in _REFUSED:
         remedy = "set rope_scaling to null, or to yarn or linear"
-        raise refuse(path, "rope_type", kind, _REFUSED[kind], remedy)
+        why = f"{_REFUSED[kind]}, and cos and sin are compiled as one table"
+        raise refuse(path, "rope_type", kind, why, remedy)
     if kind not in _REQUIRED:
         hint = did_you_mean(str(kind), _REQUIRED) or f"compiled are {', '.join(_REQUIRED)}"
         raise refuse(path, "rope_type", kind, "no such scaling is compiled", hint)

@@ -24,7 +24,8 @@ DENSE = ("bf16", "f32", "f16")
 
 
 def assumed_formats(config: ModelConfig, quant: QuantConfig | None) -> WeightFormats:
-    """Formats of a checkpoint that is not there: FP8 linears where ``quantization_config`` says so, else bf16."""
+    """Formats of a checkpoint that is not there: FP8 linears where ``quantization_config`` says so, else
+    bf16."""
     if quant is None:
         return WeightFormats()
     fp8 = set()
@@ -40,8 +41,8 @@ def assumed_formats(config: ModelConfig, quant: QuantConfig | None) -> WeightFor
 def detect_formats(
     config: ModelConfig, tensors: dict[str, TensorInfo], quant: QuantConfig | None, folder: Path, tied: bool
 ) -> WeightFormats:
-    """Formats by the tensors' dtypes. All expected tensors are present. UserError where one graph tensor would
-    mix dtypes, or where FP8 tensors contradict ``quantization_config``."""
+    """Formats by the tensors' dtypes. All expected tensors are present. UserError where one graph tensor
+    would mix dtypes, or where FP8 tensors contradict ``quantization_config``."""
     fp8: set[str] = set()
     dtypes: dict[str, str] = {}
     for name, _ in outer_tensors(config):
@@ -77,7 +78,9 @@ def detect_formats(
         else:
             dtypes |= of_part
     if config.intermediate % BLOCK and any(module.endswith(".experts") for module in fp8):
-        what = f"FP8 experts of intermediate_size {config.intermediate}: not a multiple of the {BLOCK}-wide scale blocks"
+        what = (
+            f"FP8 experts of intermediate_size {config.intermediate}, no multiple of a scale block ({BLOCK})"
+        )
         raise UserError(
             what, where=str(folder), remedy="gate and up share one tensor, so their blocks must not straddle"
         )

@@ -16,7 +16,13 @@ from mm2c.checkpoint.index import INDEX, SINGLE
 from mm2c.errors import UserError
 from mm2c.progress import Progress
 
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # weights, configuration, tokenizer, template
+_WANTED = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+]  # weights, configuration, tokenizer, template
 _UNWANTED = ["*/*", "*.md"]  # other formats in folders of their own
 
 
@@ -44,8 +50,8 @@ def is_m2(folder: Path) -> bool:
     """Whether config.json there says minimax_m2; False where it is missing or broken."""
     try:
         value = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return value.get("model_type") == MODEL_TYPE or value.get("architectures") == ["MiniMaxM2ForCausalLM"]
-    except (OSError, ValueError, AttributeError):
+        return bool(value["model_type"] == MODEL_TYPE or value["architectures"] == ["MiniMaxM2ForCausalLM"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -86,7 +92,8 @@ def fetch(
 ) -> Path:
     """The snapshot folder of ``repo``: from the cache where it is whole there, else downloaded (resumably).
 
-    ``progress`` None downloads silently. Raises UserError where the hub cannot be reached or has no such model.
+    ``progress`` None downloads silently. Raises UserError where the hub cannot be reached or has no such
+    model.
     """
     import huggingface_hub as hub
     from huggingface_hub import errors
@@ -98,7 +105,9 @@ def fetch(
         if (folder / "config.json").is_file() if config_only else is_complete(folder):
             return folder
     except errors.HFValidationError as error:
-        raise UserError(f'"{repo}" is neither a folder nor a hub id', remedy="hub ids look like org/name") from error
+        raise UserError(
+            f'"{repo}" is neither a folder nor a hub id', remedy="hub ids look like org/name"
+        ) from error
     except (errors.LocalEntryNotFoundError, errors.RevisionNotFoundError, OSError):
         pass
     named = f"{repo} (revision {revision})" if revision else repo
@@ -119,9 +128,13 @@ def fetch(
         remedy = "accept its licence on the hub and run `hf auth login`"
         raise UserError(f"{named} asks for permission", remedy=remedy) from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"{repo} has no revision {revision}", remedy="see the branches and tags on the hub") from error
+        raise UserError(
+            f"{repo} has no revision {revision}", remedy="see the branches and tags on the hub"
+        ) from error
     except errors.RepositoryNotFoundError as error:
-        remedy = f"check the name, or run `hf auth login` if it is private; there is no folder {repo} here either"
+        remedy = (
+            f"check the name, or run `hf auth login` if it is private; there is no folder {repo} here either"
+        )
         raise UserError(f"the hub has no model {repo}", remedy=remedy) from error
     except Exception as error:  # the HTTP client's own classes: no connection, timeout, proxy, full disk
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,5 @@
-"""The tensors of a checkpoint folder: ``model.safetensors.index.json`` and its shards, or one file without index."""
+"""The tensors of a checkpoint folder: ``model.safetensors.index.json`` and its shards, or one file without
+index."""
 
 from __future__ import annotations
 

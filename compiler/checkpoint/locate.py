@@ -18,8 +18,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Located:
-    """``source`` is what the user gave or what was found for him; ``revision`` the hub's commit, None for a folder;
-    ``config`` the file that holds the configuration."""
+    """``source`` is what the user gave or what was found for him; ``revision`` the hub's commit, None for a
+    folder; ``config`` the file that holds the configuration."""
 
     folder: Path
     source: str
@@ -35,8 +35,9 @@ def locate(
     env: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Located:
-    """The checkpoint folder that ``source`` means. Without one: the current folder if it is an M2 checkpoint, else
-    ``$MM2C_CHECKPOINT``, else the only M2 of the hub cache. Raises UserError saying what was looked at."""
+    """The checkpoint folder that ``source`` means. Without one: the current folder if it is an M2 checkpoint,
+    else ``$MM2C_CHECKPOINT``, else the only M2 of the hub cache. Raises UserError saying what was looked
+    at."""
     return _locate(source, revision, cwd, env, progress, config_only=False)
 
 
@@ -48,8 +49,8 @@ def locate_config(
     env: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The config.json that ``source`` means, found as ``locate`` finds a folder: a path to the file itself will do,
-    and no weights are downloaded."""
+    """The config.json that ``source`` means, found as ``locate`` finds a folder: a path to the file itself
+    will do, and no weights are downloaded."""
     return _locate(source, revision, cwd, env, progress, config_only=True).config
 
 
@@ -72,7 +73,9 @@ def _locate(
             raise UserError(f"--revision {revision} is for hub ids", where=f"{source} is a local path")
         return _local(path, source, config_only)
     if not _HUB_ID.fullmatch(source):
-        raise UserError(f"there is no folder {source}", where=str(cwd), remedy="give a folder, or a hub id org/name")
+        raise UserError(
+            f"there is no folder {source}", where=str(cwd), remedy="give a folder, or a hub id org/name"
+        )
     folder = hub.fetch(source, revision, env, progress, config_only=config_only)
     return Located(folder, source, folder.name, folder / "config.json")
 
@@ -93,7 +96,9 @@ def _search(
     revision: str | None, cwd: Path, env: Mapping[str, str], progress: Progress | None, config_only: bool
 ) -> Located:
     if revision is not None:
-        raise UserError("--revision without a hub id", remedy="name the model: mm2c build org/name --revision …")
+        raise UserError(
+            "--revision without a hub id", remedy="name the model: mm2c build org/name --revision …"
+        )
     if hub.is_m2(cwd):
         return Located(cwd, str(cwd), None, cwd / "config.json")
     if named := env.get(VARIABLE):

@@ -1,4 +1,5 @@
-"""Tensor names: the canonical ones of the graph, the released ones of the checkpoint, and their full shapes."""
+"""Tensor names: the canonical ones of the graph, the released ones of the checkpoint, and their full
+shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ EMBED, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.w
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear of the checkpoint that may be block-quantised: its released weight, and its module in the graph."""
+    """A linear of the checkpoint that may be block-quantised: its released weight, and its module in the
+    graph."""
 
     weight: str
     module: str

@@ -27,8 +27,8 @@ Array = np.ndarray[Any, Any]
 class Checkpoint:
     """A checkpoint whose configuration and headers hold together; no tensor data has been read.
 
-    ``config`` what is compiled · ``formats`` how the linears are stored · ``tensors`` where each tensor lies ·
-    ``notes`` what was seen and left out. Use as a context manager, or ``close`` it.
+    ``config`` what is compiled · ``formats`` how the linears are stored · ``tensors`` where each tensor lies
+    · ``notes`` what was seen and left out. Use as a context manager, or ``close`` it.
     """
 
     def __init__(self, folder: Path, parsed: ParsedConfig, index: TensorIndex) -> None:
@@ -48,7 +48,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
-        """Read and check config.json, the index and every shard's header. UserError says what is wrong where."""
+        """Read and check config.json, the index and every shard's header. UserError says what is wrong
+        where."""
         folder = Path(folder)
         return cls(folder, read_config(folder), read_index(folder))
 
@@ -76,11 +77,12 @@ class Checkpoint:
         return np.frombuffer(mapped, NUMPY[info.dtype], count, info.offset).reshape(info.shape)
 
     def read_rows(self, key: str, start: int, stop: int) -> Array:
-        """Rows ``start`` to ``stop`` along the first axis, copied: memory use does not grow with the file's."""
+        """Rows ``start`` to ``stop`` along the first axis, copied: memory use does not grow with the
+        file's."""
         info = self._info(key)
         rows = np.empty((stop - start, *info.shape[1:]), NUMPY[info.dtype])
         row_bytes = info.nbytes // max(info.shape[0], 1)
-        view = memoryview(rows.reshape(-1).view(np.uint8))
+        view = rows.reshape(-1).view(np.uint8).data
         place, handle = info.offset + start * row_bytes, self._handle(info.file)
         while view:
             count = os.preadv(handle, [view[: 1 << 30]], place)
@@ -93,7 +95,8 @@ class Checkpoint:
         return rows
 
     def identity(self) -> str:
-        """sha256 over config.json, the index and every header: changes when any tensor's place or type does."""
+        """sha256 over config.json, the index and every header: changes when any tensor's place or type
+        does."""
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         digest.update(self._index_digest.encode())
         return digest.hexdigest()

@@ -34,7 +34,8 @@ def recipes_for_config(
 ) -> dict[str, Recipe]:
     """Recipes of all full tensors by canonical graph name, embedding first, then layer by layer, head, rope.
 
-    ``tied``: the head is the embedding's tensor. ``context``: rows of the rope tables (None: the model's own).
+    ``tied``: the head is the embedding's tensor. ``context``: rows of the rope tables (None: the model's
+    own).
     """
     outer = dict(outer_tensors(config))
     recipes: dict[str, Recipe] = {EMBED: _source(EMBED, formats.dtype(EMBED), outer[EMBED])}

@@ -51,16 +51,18 @@ def check_tensors(
             missing.append(name)
             continue
         _check_shape(name, info, shape, folder)
-        if may_be_fp8 and info.dtype == "e4m3":
-            scale = name + SCALE_SUFFIX
-            known.add(scale)
+        if not may_be_fp8:
+            continue
+        scale = name + SCALE_SUFFIX
+        known.add(scale)
+        if info.dtype == "e4m3":
             if scale not in tensors:
                 missing.append(scale)
             else:
                 _check_scale(scale, tensors[scale], shape, folder)
     if missing:
         lines = "\n".join(f"    {line}" for line in summarise(missing))
-        what = f"{len(missing)} tensors are missing:\n{lines}"
+        what = f"{_count(missing)} missing:\n{lines}"
         raise UserError(
             what, where=str(folder), remedy="download the checkpoint again, or mend config.json's sizes"
         )
@@ -78,7 +80,8 @@ def _check_shape(name: str, info: TensorInfo, shape: tuple[int, ...], folder: Pa
 def _check_scale(name: str, info: TensorInfo, weight: tuple[int, ...], folder: Path) -> None:
     shape = scale_shape((weight[0], weight[1]), (BLOCK, BLOCK))
     if info.shape != shape or info.dtype != "f32":
-        what = f"{name} is {info.dtype}{list(info.shape)}; {BLOCK}x{BLOCK} blocks of {list(weight)} need f32{list(shape)}"
+        needed = f"{BLOCK}x{BLOCK} blocks of {list(weight)} need f32{list(shape)}"
+        what = f"{name} is {info.dtype}{list(info.shape)}; {needed}"
         raise UserError(
             what, where=str(folder / info.file), remedy="only the released block scales are compiled"
         )
@@ -104,8 +107,12 @@ def _unknown(names: set[str], config: ModelConfig, folder: Path, *, tied: bool, 
         return tuple(notes)
     lines = "\n".join(f"    {line}" for line in summarise(strange))
     raise UserError(
-        f"{len(strange)} tensors are not M2's:\n{lines}", where=str(folder), remedy=_explain(strange, config)
+        f"{_count(strange)} not M2's:\n{lines}", where=str(folder), remedy=_explain(strange, config)
     )
+
+
+def _count(names: list[str]) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
 
 
 def _explain(names: list[str], config: ModelConfig) -> str:

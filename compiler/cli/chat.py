@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from mm2c.cli.console import Bars, err, out, print_json, user_errors
 from mm2c.errors import UserError
+from mm2c_runtime.errors import RequestError
 
 TOOL_ROUNDS = 8  # answers in a row that may call tools with results given beforehand
 
@@ -200,9 +201,9 @@ def _converse(conversation: Any, results: dict[str, str]) -> None:
         except KeyboardInterrupt:
             del conversation.messages[kept:]
             err.print("\n[yellow]stopped; this turn is forgotten[/]")
-        except Exception as error:
-            if type(error).__name__ not in ("UserError", "RequestError"):
-                raise
+        except EOFError:
+            return
+        except (UserError, RequestError) as error:
             del conversation.messages[kept:]
             err.print(f"[bold red]error:[/] {escape(str(error))}")
 

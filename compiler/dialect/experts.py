@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def scan_experts(b: Body, stacked: Sequence[str], dense: Callable[..., tuple[str, str]]) -> str:
     """Σ over experts of weight · w2 · (silu(gate) · up), for inputs ``x``, ``weights``, ``ids`` of the op.
 
-    ``stacked`` are the op's weight inputs, first axis experts. A Scan walks that axis without copying,
-    which is also the only way in ONNX to reach one expert of an e4m3 tensor (Gather and Slice reject the
-    type); ``dense(block, *slices)`` turns one expert's slices into w13[2I, H] and w2[H, I] of any float
-    type. Experts that no token chose are skipped.
+    ``stacked`` are the op's weight inputs, first axis experts. A Scan walks that axis without copying and,
+    unlike Gather and Slice, takes e4m3; ``dense(block, *slices)`` turns one expert's slices into w13[2I, H]
+    and w2[H, I] of any float type. Experts that no token chose are skipped, so few tokens cost little too:
+    gathering their experts' weights is several times slower.
     """
     local = b.Sub(b.Cast("ids", to=INT64), b.attribute("first_expert"))
     start = b.Expand(b.Cast(b.ConstantOfShape(b.ints(1)), to=FLOAT), b.Shape("x"))

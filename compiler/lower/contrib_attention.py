@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -18,33 +20,52 @@ def lower_attention(rank: LoweredRank) -> None:
       3. norm over ranks (sums from a collective): x · (s / total + eps)^-1/2 · weight
       4. M2QkSumSquares that remain: Concat(ReduceSumSquare(q), ReduceSumSquare(k))
       5. M2Attention -> GroupQueryAttention; partial rotation follows from the width of cos and sin
+      6. widths that the operator does not rotate (head_dim not in 16s, rotary_dim not in 16s): RotaryEmbedding of
+         q and of k in front of it, at positions past_len + 0 … S-1
 
     The kernel takes one new token in every row, or several in one row, all of them real.
     """
     nodes = [n for n in rank.model.graph if n.op_type == "M2Attention"]
     if not nodes:
         return
-    lengths = _lengths(rank, next(iter(rank.model.graph)), nodes[0].inputs[8], nodes[0].inputs[9])
+    step = _step(rank, next(iter(rank.model.graph)))
     for node in nodes:
-        _lower(rank, node, *lengths)
+        _lower(rank, node, step)
     drop_unused(rank.model, rank.recipes)
     for node in [n for n in rank.model.graph if n.op_type == "M2QkSumSquares"]:
         _lower_sums(rank, node)
 
 
-def _lengths(
-    rank: LoweredRank, first: ir.Node, past: ir.Value | None, new: ir.Value | None
-) -> tuple[ir.Value, ir.Value]:
+@dataclass(frozen=True)
+class _Step:
+    """Of every row: ``last`` i32[B], the position of its last new token; ``total`` i32[], the longest row;
+    ``positions`` i64[B, S]."""
+
+    last: ir.Value
+    total: ir.Value
+    positions: ir.Value
+
+
+def _step(rank: LoweredRank, first: ir.Node) -> _Step:
+    ids, past, new = rank.model.graph.inputs[:3]
     writer = Writer(rank.model, rank.recipes, first, "step")
     length = writer.one("Add", [past, new], "length")
     last = writer.one("Sub", [length, writer.constant("one_i32", np.asarray(1, np.int32))], "last")
     total = writer.one("ReduceMax", [length], "total", keepdims=0)
     for value in (length, last, total):
         value.type = ir.TensorType(ir.DataType.INT32)
-    return last, total
+    zero, one = (writer.constant(f"{name}_i64", np.asarray(n, np.int64)) for n, name in enumerate(("zero", "one")))
+    axis = writer.constant("last_axis", [-1])
+    width = writer.one("Squeeze", [writer.one("Shape", [ids], "ids_width", start=1, end=2), axis], "width")
+    offsets = writer.one("Range", [zero, width, one], "offsets")
+    starts = writer.one("Unsqueeze", [writer.one("Cast", [past], "past", to=ir.DataType.INT64), axis], "starts")
+    positions = writer.one("Add", [starts, offsets], "positions")
+    for value in (width, offsets, starts, positions, width.producer().inputs[0], starts.producer().inputs[0]):
+        value.type = ir.TensorType(ir.DataType.INT64)
+    return _Step(last, total, positions)
 
 
-def _lower(rank: LoweredRank, node: ir.Node, last: ir.Value, total: ir.Value) -> None:
+def _lower(rank: LoweredRank, node: ir.Node, step: _Step) -> None:
     q, k, v, sums, q_weight, k_weight, cos, sin, _, _, k_cache, v_cache = node.inputs
     assert q is not None and k is not None and sums is not None and k_cache is not None and k_cache.name
     writer = Writer(rank.model, rank.recipes, node, f"layers.{k_cache.name.rsplit('.', 1)[1]}.attention")
@@ -61,16 +82,28 @@ def _lower(rank: LoweredRank, node: ir.Node, last: ir.Value, total: ir.Value) ->
         of_q, of_k = writer.emit("Split", [factor], "factors", outputs=2, axis=-1, num_outputs=2)
         q = writer.one("Mul", [writer.one("Mul", [q, of_q], "q_unit"), q_weight], "q_norm")
         k = writer.one("Mul", [writer.one("Mul", [k, of_k], "k_unit"), k_weight], "k_norm")
+    rotates = node.attributes["head_dim"].as_int() % 16 == 0 and node.attributes["rotary_dim"].as_int() % 16 == 0
+    if not rotates:
+        q, k = (
+            writer.one(
+                "RotaryEmbedding",
+                [x, cos, sin, step.positions],
+                f"{name}_rotated",
+                num_heads=node.attributes[heads].as_int(),
+                rotary_embedding_dim=node.attributes["rotary_dim"].as_int(),
+            )
+            for x, name, heads in ((q, "q", "heads"), (k, "k", "kv_heads"))
+        )
     attended = writer.emit(
         "GroupQueryAttention",
-        [q, k, v, k_cache, v_cache, last, total, cos, sin],
+        [q, k, v, k_cache, v_cache, step.last, step.total, *((cos, sin) if rotates else ())],
         "gqa",
         domain="com.microsoft",
         outputs=3,
         num_heads=node.attributes["heads"].as_int(),
         kv_num_heads=node.attributes["kv_heads"].as_int(),
         scale=node.attributes["scale"].as_float(),
-        do_rotary=1,
+        do_rotary=int(rotates),
         rotary_interleaved=0,
     )
     writer.replace(node, list(attended))

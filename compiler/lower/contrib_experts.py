@@ -21,7 +21,9 @@ def lower_experts(rank: LoweredRank) -> None:
     Rewrite rules:
       1. s = sigmoid(logits); ids = TopK(s + bias); chosen = s at ids; probs = log chosen scattered over -1e30
       2. w13 [E, 2I, H] -> rows of gate and up alternating (the operator's fused SwiGLU), f32; w2 as it is, f32
-      3. experts split over ranks: the operator sees the scores of the local experts and normalises over them, so its
+      3. the Reshapes to [B·S, H] in front and back to [B, S, H] behind (or behind the all_reduce) fall away: the
+         operator takes both forms, only its probabilities must be [B·S, E]
+      4. experts split over ranks: the operator sees the scores of the local experts and normalises over them, so its
          result is multiplied by their share Σ local chosen / Σ chosen, and it chooses min(top_k, local experts)
     """
     for node in [n for n in rank.model.graph if n.op_type in ("M2MoeExpertsFp8", "M2MoeExpertsDense")]:
@@ -30,6 +32,7 @@ def lower_experts(rank: LoweredRank) -> None:
 
 
 def _lower(rank: LoweredRank, node: ir.Node) -> None:
+    stays_flat = not _unflatten(node)
     x, weights = node.inputs[0], node.inputs[1]
     routing = weights.producer() if weights is not None else None
     if routing is None or routing.op_type != "M2MoeRouting":
@@ -49,27 +52,49 @@ def _lower(rank: LoweredRank, node: ir.Node) -> None:
         "TopK", [biased, writer.constant("top_k", [top_k])], "choice", outputs=2, axis=-1, largest=1, sorted=1
     )
     ids.type = ir.TensorType(ir.DataType.INT64)
-    chosen = writer.one("GatherElements", [score, ids], "chosen", axis=1)
+    chosen = writer.one("GatherElements", [score, ids], "chosen", axis=-1)
     if local == experts:
         # Clip with equal bounds fills a tensor of the scores' shape in one step
         floor = writer.constant("unchosen", _UNCHOSEN)
         empty = writer.one("Clip", [score, floor, floor], "empty")
-        probs = writer.one("ScatterElements", [empty, ids, writer.one("Log", [chosen], "log")], "probs", axis=1)
+        probs = writer.one("ScatterElements", [empty, ids, writer.one("Log", [chosen], "log")], "probs", axis=-1)
+        probs = probs if stays_flat else writer.one("Reshape", [probs, _rows(writer, local)], "flat_probs")
         result = _moe(writer, x, probs, gate_up, down, top_k)
     else:
         first = node.attributes["first_expert"].as_int()
         zero = writer.constant("zero", 0.0)
         empty = writer.one("Clip", [score, zero, zero], "empty")
-        spread = writer.one("ScatterElements", [empty, ids, chosen], "spread", axis=1)
+        spread = writer.one("ScatterElements", [empty, ids, chosen], "spread", axis=-1)
         bounds = [writer.constant(f"at_{i}", [i]) for i in (first, first + local)]
         axis = writer.constant("last_axis", [-1])
         own = writer.one("Slice", [spread, *bounds, axis], "own")
         probs = writer.one("Log", [writer.one("Clip", [own, writer.constant("least", _LEAST)], "positive")], "probs")
+        probs = probs if stays_flat else writer.one("Reshape", [probs, _rows(writer, local)], "flat_probs")
         result = _moe(writer, x, probs, gate_up, down, min(top_k, local))
         of_own = writer.one("ReduceSum", [own, axis], "of_own", keepdims=1)
         of_all = writer.one("ReduceSum", [chosen, axis], "of_all", keepdims=1)
         result = writer.one("Mul", [result, writer.one("Div", [of_own, of_all], "share")], "shared")
     writer.replace(node, [result])
+
+
+def _unflatten(node: ir.Node) -> bool:
+    """Apply rule 3 around the experts if both Reshapes are there; says whether it did."""
+    into = node.inputs[0].producer() if node.inputs[0] is not None else None
+    result = node.outputs[0]
+    if len(result.consumers()) == 1 and result.consumers()[0].op_type == "DistCollective":
+        result = result.consumers()[0].outputs[0]
+    back = result.consumers()[0] if len(result.consumers()) == 1 else None
+    if into is None or back is None or into.op_type != "Reshape" or back.op_type != "Reshape":
+        return False
+    wide = into.inputs[0]
+    assert wide is not None
+    into.outputs[0].replace_all_uses_with(wide)
+    back.outputs[0].replace_all_uses_with(result)
+    return True
+
+
+def _rows(writer: Writer, experts: int) -> ir.Value:
+    return writer.constant(f"rows_of_{experts}", [-1, experts])
 
 
 def _moe(

@@ -18,8 +18,8 @@ def cut(lowered: LoweredRank) -> Program:
       2. a node made of tensors and constants alone is repeated in every segment that reads it, so that no weight
          travels between segments
       3. a segment's inputs are the graph's inputs, collectives' outputs and earlier segments' values that it reads;
-         its outputs are the graph's outputs, its collective's input and the values later segments read; both in the
-         graph's order, hence the same on every rank
+         its outputs are the graph's outputs, its collective's input and the values later segments read; in order
+         of first use and of production, hence the same on every rank
     """
     nodes = list(lowered.model.graph)
     static = _static_nodes(nodes, lowered.model.graph)

@@ -54,6 +54,7 @@ def hoist_last_token(rank: LoweredRank) -> None:
     assert chosen is not None
     pick.outputs[0].replace_all_uses_with(chosen)
     drop_unused(rank.model, rank.recipes)
+    rank.model.graph.sort()  # the index of the last token may be made later than it is now read
 
 
 def _reaches_head(node: ir.Node) -> bool:

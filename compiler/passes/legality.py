@@ -13,8 +13,8 @@ def check_mapping(config: ModelConfig, formats: WeightFormats, mapping: Mapping)
     """Refuse a cut that is not exact for this model.
 
     Raises:
-        UserError: ``tp`` divides neither query nor KV heads or cuts an FP8 scale block of an attention
-            projection; ``ep`` divides neither ``tp`` nor the experts; or a rank's slice of the expert
+        UserError: ``tp`` does not divide query or KV heads, or cuts an FP8 scale block of an attention
+            projection; ``ep`` does not divide ``tp`` or the experts; or a rank's slice of the expert
             intermediate is not whole scale blocks. The remedy lists the legal values.
     """
     if mapping.tp < 1 or mapping.ep < 1:
@@ -49,6 +49,8 @@ def _head_fault(config: ModelConfig, formats: WeightFormats, tp: int) -> str:
         return f"it does not divide the model's {config.heads} query heads"
     if config.kv_heads % tp:
         return f"it does not divide the model's {config.kv_heads} KV heads"
+    if (tp - 1) * -(-config.vocab // tp) >= config.vocab:
+        return f"the last rank would hold nothing of a vocabulary of {config.vocab}"
     fp8 = any(".self_attn." in module for module in formats.fp8)
     for heads, kind in ((config.heads, "query"), (config.kv_heads, "KV")):
         width = heads // tp * config.head_dim

@@ -43,7 +43,7 @@ def shard_vocabulary(graph: RankGraph, config: ModelConfig, mapping: Mapping) ->
 def _own_rows(recipe: Recipe, rows: int, mapping: Mapping) -> Recipe:
     vocab = recipe.shape[0]
     start, stop = mapping.rank * rows, min((mapping.rank + 1) * rows, vocab)
-    if start >= vocab:  # a rank of padding alone: a row that exists, its copies never chosen
+    if start >= vocab:
         raise PassError(f"rank {mapping.rank} of {mapping.tp} has no row of a vocabulary of {vocab}")
     own = narrow(recipe, 0, start, stop)
     return own if stop - start == rows else Pad(own, 0, rows)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mm2c.weights.dtypes import SAFETENSORS
 from mm2c.weights.evaluate import nbytes
@@ -24,7 +25,8 @@ ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a written file. ``offset`` counts bytes from the start of the file, for ONNX external data."""
+    """A tensor of a written file. ``offset`` counts bytes from the start of the file, for ONNX external
+    data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,7 +53,8 @@ class FileLayout:
 
 
 def first_source(recipe: Recipe) -> str:
-    """The checkpoint tensor that a recipe reads first: recipes of equal first source are written side by side."""
+    """The checkpoint tensor that a recipe reads first: recipes of equal first source are written side by
+    side."""
     while not isinstance(recipe, Source):
         if isinstance(recipe, Computed):
             return recipe.kind
@@ -95,7 +98,8 @@ def _names_of(order: list[list[tuple[int, str]]], job: int) -> Iterator[str]:
 
 
 def _file(recipes: dict[str, Recipe], names: Iterator[str]) -> FileLayout:
-    place, table = 0, {}
+    place = 0
+    table: dict[str, dict[str, Any]] = {}
     for name in names:
         recipe = recipes[name]
         size = nbytes(recipe)

@@ -1,7 +1,7 @@
 """How a rank's tensor is made of checkpoint tensors: a small expression tree with a JSON form.
 
-Trace writes the recipe of each full tensor, sharding passes narrow it, lowerings change its layout; the repacker
-evaluates it once, reading only the bytes it names.
+Trace writes the recipe of each full tensor, sharding passes narrow it, lowerings change its layout; the
+repacker evaluates it once, reading only the bytes it names.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ Recipe = Source | Computed | Slice | Concat | Stack | Dequantize | Cast | Transp
 
 @dataclass
 class RankGraph:
-    """A dialect graph whose initializers carry shape and dtype but no data, and the recipe of each of them."""
+    """A dialect graph whose initializers carry shape and dtype but no data, and the recipe of each of
+    them."""
 
     model: ir.Model
     recipes: dict[str, Recipe] = field(default_factory=dict)

@@ -1,7 +1,9 @@
 """Rotary tables as transformers computes them: f32 frequencies, f32 angles, scaled cos and sin.
 
-Each formula follows ``transformers.modeling_rope_utils`` step by step, in f32 where it is in f32 there, so that
-the tables agree with the reference to the last bits. ``args`` of a ``Computed`` recipe are the parameters here.
+Each formula follows ``transformers.modeling_rope_utils`` step by step, in f32 where it is in f32 there.
+Powers and waves are taken in f64 and rounded: that is what torch gives but for a rare last bit, and the same
+on every machine, where numpy's own f32 functions are neither. ``args`` of a ``Computed`` recipe are the
+parameters here.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Array = np.ndarray[Any, Any]
 def _powers(args: Mapping[str, Any]) -> Array:
     """theta ** (2i / rotary_dim) for i < rotary_dim / 2, f32."""
     dim = int(args["rotary_dim"])
-    return np.power(F32(args["theta"]), np.arange(0, dim, 2, dtype=F32) / F32(dim), dtype=F32)
+    exponents = np.arange(0, dim, 2, dtype=F32) / F32(dim)
+    return np.power(float(args["theta"]), exponents.astype(np.float64)).astype(F32)
 
 
 def _default(args: Mapping[str, Any]) -> tuple[Array, float]:
@@ -96,6 +99,7 @@ def table(kind: str, args: Mapping[str, Any], start: int, stop: int) -> Array:
     """Rows ``start`` to ``stop`` of ``rope_cos`` or ``rope_sin``: f32[stop - start, rotary_dim / 2]."""
     frequency, attention = frequencies(args)
     # positions as f32, as the reference has them: exact below 2**24
-    angles = np.arange(start, stop, dtype=F32)[:, None] * frequency[None, :]
+    angles = (np.arange(start, stop, dtype=F32)[:, None] * frequency[None, :]).astype(np.float64)
     wave = np.cos(angles) if kind == "rope_cos" else np.sin(angles)
-    return (wave * F32(attention)).astype(F32, copy=False)
+    scaled: Array = wave.astype(F32) * F32(attention)
+    return scaled

@@ -47,8 +47,9 @@ def write_all(
 ) -> list[WrittenWeights]:
     """Write the files of all ranks and lowerings in one pass over the checkpoint.
 
-    Each file is valid safetensors, its tensors 64-byte aligned where their sizes allow. Raises UserError where the
-    disk cannot hold them (before writing), is full, or a weight is NaN or infinite; the files are removed then.
+    Each file is valid safetensors, its tensors 64-byte aligned where their sizes allow. Raises UserError
+    where the disk cannot hold them (before writing), is full, or a weight is NaN or infinite; the files are
+    removed then.
     """
     order = shared_order(jobs)
     layouts = lay_out(jobs, order)
@@ -75,8 +76,8 @@ def write_all(
 def _together(
     jobs: Sequence[WeightJob], group: list[tuple[int, str]], reader: SharedReader
 ) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """The pieces of a group's tensors, the file that is furthest behind first: all read the same experts at about
-    the same time, and each file still gets its own tensors whole and in order."""
+    """The pieces of a group's tensors, the file that is furthest behind first: all read the same experts at
+    about the same time, and each file still gets its own tensors whole and in order."""
     names: dict[int, list[str]] = {}
     for number, name in group:
         names.setdefault(number, []).append(name)
@@ -186,9 +187,8 @@ class _Background:
     def put(self, output: _Output, data: bytes | np.ndarray[Any, Any]) -> None:
         if self._error is not None:
             raise self._error
-        if not isinstance(data, bytes):
-            data = data.reshape(-1).view(np.uint8).data
-        self._queue.put((output, memoryview(data)))
+        view = memoryview(data) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
+        self._queue.put((output, view))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._queue.put(None)

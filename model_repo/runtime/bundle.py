@@ -12,9 +12,11 @@ from typing import Any, Literal, overload
 from mm2c_runtime.checksums import check_contents, check_sizes
 from mm2c_runtime.completion import Completion, CompletionDelta, Stream
 from mm2c_runtime.detokenizer import TokenBytes
-from mm2c_runtime.engine import Engine, StepExecutor
+from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.base import Executor
 from mm2c_runtime.generation import GenerationDefaults, Preparer
+from mm2c_runtime.kv import RowPool
 from mm2c_runtime.manifest import FORMAT, Manifest
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.scheduling.scheduler import Scheduler
@@ -54,11 +56,10 @@ class Bundle:
         elif verify_checksums == "sizes":
             check_sizes(folder, manifest.files)
         preparer, token_bytes = _text_side(folder, manifest)
-        limits = manifest.limits
-        scheduler = Scheduler(
-            context=limits.context, max_rows=limits.max_rows, prefill_chunk=limits.prefill_chunk
-        )
-        engine = Engine(_executor(folder, manifest, lowering, threads), scheduler, preparer, token_bytes)
+        executor = _executor(folder, manifest, lowering, threads)
+        limits = executor.limits
+        scheduler = Scheduler(RowPool(limits.max_rows, limits.context), prefill_chunk=limits.prefill_chunk)
+        engine = Engine(executor, scheduler, preparer, token_bytes)
         return cls(folder, manifest, lowering, engine)
 
     @overload
@@ -212,7 +213,7 @@ def _text_side(folder: Path, manifest: Manifest) -> tuple[Preparer, TokenBytes]:
     return preparer, TokenBytes(tokenizer)
 
 
-def _executor(folder: Path, manifest: Manifest, lowering: str, threads: int | None) -> StepExecutor:
+def _executor(folder: Path, manifest: Manifest, lowering: str, threads: int | None) -> Executor:
     from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
 
     return OnnxRuntimeExecutor(folder, manifest, lowering=lowering, threads=threads)

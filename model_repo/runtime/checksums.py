@@ -102,4 +102,5 @@ def _remember(memory: Path, entries: Mapping[str, tuple[Stamp, str]]) -> None:
         temporary.write_text(json.dumps(entries), "utf-8")
         temporary.replace(memory)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()

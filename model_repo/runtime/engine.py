@@ -203,6 +203,7 @@ class Engine:
             result = self._executor.step(batch)
         except (ConnectionError, EOFError) as error:
             log.exception("the executor is gone")
+            self._scheduler.fail("the executor is gone")
             self._refuse(f"the executor is gone: {error or type(error).__name__}")
             self._fail_all(self._refusal or "")
             return
@@ -213,7 +214,7 @@ class Engine:
             ran = time.perf_counter()
         else:
             ran = time.perf_counter()
-            outcomes = self._scheduler.apply(batch, result)
+            outcomes = self._scheduler.apply(result)
         applied = time.perf_counter()
         for outcome in outcomes:
             self._take(outcome)

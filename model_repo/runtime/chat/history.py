@@ -100,21 +100,22 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 def _arguments(arguments: Any, where: str) -> dict[str, Any]:
     """Clients send the arguments of a call without any as "", null or nothing."""
-    if isinstance(arguments, str) and arguments.strip():
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return {}
+    if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments, parse_constant=_not_json)
         except (ValueError, RecursionError) as error:
             _refuse(f"{where} is not JSON: {error}")
-    if arguments is None or arguments == "" or (isinstance(arguments, str) and not arguments.strip()):
-        return {}
     if not isinstance(arguments, dict):
         _refuse(f"{where} must be a JSON object, not {json.dumps(arguments)[:80]}")
     return arguments
 
 
-def _tool(tool: Any, where: str) -> dict[str, Any]:
-    if not isinstance(tool, dict):
+def _tool(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
         _refuse(f"{where} must be an object")
+    tool: dict[str, Any] = given
     if tool.get("type", "function") != "function":
         _refuse(f"{where}.type is {json.dumps(tool['type'])}; only function tools exist")
     if "function" not in tool:

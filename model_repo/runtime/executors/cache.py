@@ -56,6 +56,3 @@ class LinearCache:
         masked position still enters the weighted sum with weight zero."""
         for block in self.blocks.values():
             block[row, :, :length] = 0.0
-
-    def close(self) -> None:
-        self.blocks = {}

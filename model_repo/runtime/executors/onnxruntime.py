@@ -94,9 +94,8 @@ class OnnxRuntimeExecutor:
 
     def close(self) -> None:
         self._plans.clear()
-        del self._planner
-        for cache in self._caches:
-            cache.close()
+        self._planner.close()
+        self._caches.clear()
 
     def _forward(self, batch: StepBatch) -> NDArray[np.float32]:
         """The logits in the plan's own memory, valid until the next step."""

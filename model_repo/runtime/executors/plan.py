@@ -79,6 +79,10 @@ class Planner:
         """Changes when plans made so far must not be run again."""
         return self._buffers.grown
 
+    def close(self) -> None:
+        """Let go of sessions, caches and buffers."""
+        self.programs, self.caches, self._buffers = (), (), Buffers()
+
     def first_run(
         self, first: int, ids: NDArray[np.int64], past: NDArray[np.int32], new: NDArray[np.int32]
     ) -> Plan:

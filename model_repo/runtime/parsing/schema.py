@@ -26,6 +26,7 @@ _TYPES = {name: frozenset({name}) for name in ANY} | {
     "dict": frozenset({"object"}),
 }
 _ANYTHING: Mapping[str, Any] = {}
+_MOST_DIGITS = 4300  # of an integer that Python's own JSON reader accepts
 _EXACT_INTEGER = 2**53  # beyond this a float no longer says which integer was meant
 
 
@@ -197,7 +198,7 @@ def _same(one: Any, other: Any) -> bool:
 def _json_value(text: str) -> tuple[Any, bool]:
     """The value that ``text`` is JSON for, and whether it is; NaN and infinities are not."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite), True
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_readable), True
     except (ValueError, RecursionError):
         return None, False
 
@@ -211,3 +212,9 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(text)
     return value
+
+
+def _readable(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError("more digits than clients can read")
+    return int(text)

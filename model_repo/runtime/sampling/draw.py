@@ -68,7 +68,9 @@ def _kept(
 
 def _weights(ordered: Logits, temperature: float) -> NDArray[np.float64]:
     """exp((logit - highest) / temperature) of logits in descending order."""
-    return np.exp((ordered.astype(np.float64) - float(ordered[0])) / temperature)
+    below = ordered.astype(np.float64) - float(ordered[0])
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose weight is 0
+        return np.asarray(np.exp(below / temperature))
 
 
 def _needs_total(params: SamplingParams) -> bool:
@@ -78,7 +80,8 @@ def _needs_total(params: SamplingParams) -> bool:
 def _total_weight(logits: Logits, temperature: float, scratch: NDArray[np.float64]) -> float:
     """The weights of the whole vocabulary, summed in the order of ids."""
     np.subtract(logits, float(logits.max()), out=scratch, dtype=np.float64)
-    np.divide(scratch, temperature, out=scratch)
+    with np.errstate(over="ignore"):
+        np.divide(scratch, temperature, out=scratch)
     return float(np.exp(scratch, out=scratch).sum())
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mm2c_runtime.scheduling.rows import Rows
+from mm2c_runtime.kv import RowPool
 from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.scheduling.waiting import WaitingQueue
-from mm2c_runtime.step import RowResult, RowStep, StepBatch, StepResult, TokenLogprobs
+from mm2c_runtime.step import RowCopy, RowResult, RowStep, StepBatch, StepResult, TokenLogprobs
 
 Ending = Literal["stop", "length", "error"]
 
@@ -27,44 +27,62 @@ class Outcome:
 
 
 class Scheduler:
-    """Admits by cache rows, prefills in chunks, decodes all running rows together.
+    """Admits by cache rows and KV budget, prefills in chunks, decodes all running rows together.
 
     A prefill chunk and a decode step alternate while both have work, so neither a long prompt nor many
     running requests can hold up the other. One prompt is prefilled at a time. Usage: ``next_batch`` → run →
-    ``apply`` (or ``fail``), with ``add`` and ``remove`` at any time in between.
+    ``apply`` or ``fail``; ``add`` at any time, ``remove`` only between steps.
     """
 
-    def __init__(self, *, context: int, max_rows: int, prefill_chunk: int) -> None:
-        self.context, self.prefill_chunk = context, prefill_chunk
-        self._rows = Rows(max_rows)
+    def __init__(self, pool: RowPool, *, prefill_chunk: int) -> None:
+        self.pool, self.prefill_chunk = pool, prefill_chunk
         self._waiting = WaitingQueue()
         self._prefilling: Sequence | None = None
-        self._decoding: list[Sequence] = []
-        self._in_flight: list[Sequence] = []
+        self._decoding: list[Sequence] = []  # by row
+        self._batch: StepBatch | None = None  # in flight
+        self._in_flight: list[Sequence] = []  # the sequences of its rows
+        self._copies: list[RowCopy] = []  # for the next step
+        self._released: list[int] = []
         self._arrivals = 0
         self._steps = 0
         self._prefilled_last = False
 
     def add(self, sequence: Sequence) -> None:
-        """Raises ValueError where it could never be admitted: prompt + max_tokens beyond the context."""
+        """Raises ValueError where it could never be admitted: prompt + max_tokens beyond context or budget."""
         if not sequence.prompt or sequence.max_tokens < 1:
             raise ValueError("a sequence needs a prompt and room for at least one token")
-        if len(sequence.prompt) + sequence.max_tokens > self.context:
-            raise ValueError(f"prompt and max_tokens exceed the context of {self.context}")
+        if not self.pool.could_fit(sequence.tokens):
+            most = min(self.pool.context, self.pool.budget)
+            raise ValueError(f"prompt and max_tokens are {sequence.tokens} tokens; at most {most} fit")
         self._arrivals += 1
         sequence.arrival = self._arrivals
         self._waiting.push(sequence)
 
     def remove(self, sequence: Sequence) -> bool:
         """Forgets a request and frees its row at once; False where it is not (or no longer) here."""
+        if self._batch is not None:
+            raise ValueError("a step is in flight")
         if sequence is self._prefilling:
             self._prefilling = None
         elif sequence in self._decoding:
             self._decoding.remove(sequence)
         else:
             return self._waiting.remove(sequence.id) is sequence
-        self._rows.release(sequence)
+        self._released.append(sequence.row)
+        move = self.pool.release(sequence.row)
+        if move is not None:
+            self._move(move)
+        sequence.row = -1
         return True
+
+    def _move(self, copy: RowCopy) -> None:
+        """Every copy moves the sequence in its source row."""
+        for sequence in self:
+            if sequence.row == copy.source:
+                sequence.row = copy.target
+                break
+        self._decoding.sort(key=lambda sequence: sequence.row)
+        self._copies.append(copy)
 
     def expired(self, now: float) -> list[Sequence]:
         """Requests whose deadline has passed, waiting or running; the caller removes them."""
@@ -87,20 +105,25 @@ class Scheduler:
 
     def next_batch(self) -> StepBatch | None:
         """The next step, or None where nothing is to be done."""
-        if self._prefilling is None and self._waiting and self._rows.free and self._may_start():
-            self._prefilling = self._waiting.pop()
-            self._rows.acquire(self._prefilling, above=len(self._decoding))
+        if self._batch is not None:
+            raise ValueError("a step is in flight")
+        if self._prefilling is None:
+            self._admit()
         prefill = self._prefilling is not None and not (self._prefilled_last and self._decoding)
         if not prefill and not self._decoding:
             return None
         self._prefilled_last = prefill
         self._steps += 1
-        return self._prefill_batch() if prefill else self._decode_batch()
+        self._batch = self._prefill_batch() if prefill else self._decode_batch()
+        self._copies, self._released = [], []
+        return self._batch
 
-    def _may_start(self) -> bool:
-        # a hole among the decoding rows is closed by the next decode step; until then rows above them may
-        # be taken
-        return self._rows.compact(len(self._decoding))
+    def _admit(self) -> None:
+        sequence = self._waiting.next()
+        if sequence is not None and self.pool.fits(sequence.tokens):
+            self._waiting.take(sequence)
+            sequence.row = self.pool.allocate(sequence.tokens)
+            self._prefilling = sequence
 
     def _prefill_batch(self) -> StepBatch:
         sequence = self._prefilling
@@ -120,20 +143,12 @@ class Scheduler:
         if step.sample and sequence.allowed is not None:
             step.bitmask = sequence.allowed.bitmask(sequence.generated)
         self._in_flight = [sequence]
-        return StepBatch(self._steps, "prefill", [step], released=self._rows.take_released())
+        return StepBatch(self._steps, "prefill", [step], self._copies, self._released)
 
     def _decode_batch(self) -> StepBatch:
-        released = self._rows.take_released()
-        copies = self._rows.close_holes(self._decoding)
-        self._decoding.sort(key=lambda sequence: sequence.row)
         self._in_flight = list(self._decoding)
-        return StepBatch(
-            self._steps,
-            "decode",
-            [self._decode_row(s) for s in self._decoding],
-            copies=copies,
-            released=released,
-        )
+        rows = [self._decode_row(sequence) for sequence in self._decoding]
+        return StepBatch(self._steps, "decode", rows, self._copies, self._released)
 
     def _decode_row(self, sequence: Sequence) -> RowStep:
         last = sequence.generated[-1]
@@ -152,48 +167,56 @@ class Scheduler:
             logprobs=sequence.logprobs,
         )
 
-    def apply(self, batch: StepBatch, result: StepResult) -> list[Outcome]:
-        """Takes a step's result. Requests removed while it ran are passed over; an ended one is forgotten."""
-        outcomes = []
-        for sequence, step, row in self._pairs(batch, result):
-            if row.error is not None:
-                self.remove(sequence)
-                outcomes.append(Outcome(sequence, None, ending="error", error=row.error))
-                continue
+    def apply(self, result: StepResult) -> list[Outcome]:
+        """Takes the result of the step in flight, in the order of its rows; ended requests are forgotten."""
+        batch, in_flight = self._landed()
+        for sequence, step in zip(in_flight, batch.rows, strict=True):
+            self.pool.advance(step.row, step.new_len)
             sequence.past_len += step.new_len
-            if not step.sample:
-                continue
-            if row.token is None:
-                self.remove(sequence)
-                outcomes.append(Outcome(sequence, None, ending="error", error="the step returned no token"))
-                continue
-            sequence.generated.append(row.token)
-            if sequence is self._prefilling:
-                self._prefilling = None
-                self._decoding.append(sequence)
-            ending = self._ending(sequence, row.token)
-            if ending is not None:
-                self.remove(sequence)
-            outcomes.append(Outcome(sequence, row.token, row.logprobs, ending))
-        self._in_flight = []
+        by_row = {row.row: row for row in result.rows}
+        outcomes = []
+        for sequence, step in zip(in_flight, batch.rows, strict=True):
+            outcome = self._outcome(sequence, step, by_row.get(step.row))
+            if outcome is not None:
+                outcomes.append(outcome)
+        for outcome in outcomes:
+            if outcome.ending is not None:
+                self.remove(outcome.sequence)
         return outcomes
 
+    def _outcome(self, sequence: Sequence, step: RowStep, row: RowResult | None) -> Outcome | None:
+        error = None
+        if row is None or (row.token is None and row.error is None and step.sample):
+            error = "the step gave no result for this row"
+        elif row.error is not None:
+            error = row.error
+        if row is None or error is not None:
+            return Outcome(sequence, None, ending="error", error=error)
+        if row.token is None:
+            return None
+        sequence.generated.append(row.token)
+        if sequence is self._prefilling:
+            self._prefilling = None
+            self._decoding.append(sequence)
+            for copy in self.pool.promote(sequence.row):
+                self._move(copy)
+        return Outcome(sequence, row.token, row.logprobs, self._ending(sequence, row.token))
+
     def fail(self, message: str) -> list[Outcome]:
-        """The step in flight failed as a whole: ends the requests that were in it."""
-        failed = [s for s in self._in_flight if self.remove(s)]
-        self._in_flight = []
+        """The step in flight failed as a whole: ends the requests that were in it, and those whose cache it
+        was to move, for nobody knows whether it did."""
+        batch, in_flight = self._landed()
+        moved = {copy.target for copy in batch.copies}
+        failed = in_flight + [s for s in self if s.row in moved and s not in in_flight]
+        for sequence in failed:
+            self.remove(sequence)
         return [Outcome(sequence, None, ending="error", error=message) for sequence in failed]
 
-    def _pairs(self, batch: StepBatch, result: StepResult) -> Iterator[tuple[Sequence, RowStep, RowResult]]:
-        by_row = {row.row: row for row in result.rows}
-        present = {id(sequence) for sequence in self}
-        for sequence, step in zip(self._in_flight, batch.rows, strict=True):
-            if id(sequence) in present:
-                yield (
-                    sequence,
-                    step,
-                    by_row.get(step.row) or RowResult(step.row, error="the step lost this row"),
-                )
+    def _landed(self) -> tuple[StepBatch, list[Sequence]]:
+        if self._batch is None:
+            raise ValueError("no step is in flight")
+        batch, self._batch = self._batch, None
+        return batch, self._in_flight
 
     @staticmethod
     def _ending(sequence: Sequence, token: int) -> Ending | None:

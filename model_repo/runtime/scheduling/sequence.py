@@ -34,8 +34,9 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
 
     @property
-    def prefilled(self) -> bool:
-        return self.past_len >= len(self.prompt)
+    def tokens(self) -> int:
+        """How many it may come to, prompt and answer."""
+        return len(self.prompt) + self.max_tokens
 
     @property
     def penalised(self) -> bool:

@@ -23,19 +23,26 @@ class WaitingQueue:
     def push(self, sequence: Sequence) -> None:
         self._waiting[sequence.id] = sequence
 
-    def pop(self) -> Sequence:
-        """The next request to admit. Lower ``priority`` first; KeyError when empty."""
+    def next(self) -> Sequence | None:
+        """Whose turn it is: the lowest ``priority``, of these the first to arrive. None when empty."""
         if not self._waiting:
-            raise KeyError("nothing is waiting")
-        oldest = next(iter(self._waiting.values()))
-        chosen = oldest
-        if self._overtaken < MAX_OVERTAKEN:
-            chosen = min(self._waiting.values(), key=lambda sequence: (sequence.priority, sequence.arrival))
-        self._overtaken = 0 if chosen is oldest else self._overtaken + 1
-        del self._waiting[chosen.id]
-        return chosen
+            return None
+        if self._overtaken >= MAX_OVERTAKEN:
+            return self._oldest()
+        return min(self._waiting.values(), key=lambda sequence: (sequence.priority, sequence.arrival))
+
+    def take(self, sequence: Sequence) -> None:
+        """``sequence`` is admitted."""
+        self._overtaken = 0 if sequence is self._oldest() else self._overtaken + 1
+        del self._waiting[sequence.id]
 
     def remove(self, request_id: str) -> Sequence | None:
-        if self._waiting and next(iter(self._waiting)) == request_id:
+        """Forgets a request; None where it does not wait here."""
+        if request_id not in self._waiting:
+            return None
+        if self._oldest().id == request_id:
             self._overtaken = 0
-        return self._waiting.pop(request_id, None)
+        return self._waiting.pop(request_id)
+
+    def _oldest(self) -> Sequence:
+        return next(iter(self._waiting.values()))

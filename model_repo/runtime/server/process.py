@@ -23,6 +23,9 @@ from mm2c_runtime.server.listener import Listener
 from mm2c_runtime.server.protocol import Message
 
 DRAIN_SECONDS = 10.0
+SWITCH_SECONDS = (
+    0.0005  # how long a writer thread may keep the engine thread waiting; Python's default is 5 ms
+)
 _PR_SET_PDEATHSIG = 1
 log = logging.getLogger("mm2c.server")
 
@@ -74,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     die_with_parent(options.parent)
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
     )

@@ -33,7 +33,8 @@ def edited(
     edit: Callable[[Tensors], Any] = lambda tensors: None,
     **config: Any,
 ) -> Path:
-    """A copy of ``source`` in ``target`` with ``edit`` applied to its tensors and keys of config.json replaced."""
+    """A copy of ``source`` in ``target`` with ``edit`` applied to its tensors and keys of config.json
+    replaced."""
     target.mkdir()
     values = {**json.loads((source / "config.json").read_text()), **config}
     (target / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not ...}))

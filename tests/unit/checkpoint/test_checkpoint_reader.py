@@ -84,11 +84,12 @@ def test_recipes_evaluate_to_the_released_layout(random_checkpoint: Make) -> Non
         assert pair.tobytes() == w1.tobytes() + w3.tobytes()
         assert evaluate(recipes[f"{experts}.down_proj{suffix}"], checkpoint)[3].tobytes() == w2.tobytes()
     gate = "model.layers.0.block_sparse_moe.gate.weight"
-    assert evaluate(recipes["model.layers.0.mlp.gate.weight"], checkpoint).tobytes() == tensors[gate].tobytes()
+    assert (
+        evaluate(recipes["model.layers.0.mlp.gate.weight"], checkpoint).tobytes() == tensors[gate].tobytes()
+    )
     assert recipes["rope.cos"].shape == (2048, 32)
     assert checkpoint.recipes(context=64)["rope.sin"].shape == (64, 32)
-    used = {name for name in tensors}
-    assert used == _sources(recipes.values())
+    assert set(tensors) == _sources(recipes.values())
 
 
 def _sources(recipes: object) -> set[str]:
@@ -157,6 +158,7 @@ def test_file_shortened_after_opening(random_checkpoint: Make, tmp_path: Path) -
 
 
 def test_importing_is_light() -> None:
-    code = "import sys, mm2c.checkpoint; print([m for m in ('torch', 'transformers', 'onnx', 'huggingface_hub') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'onnx', 'huggingface_hub')"
+    code = f"import sys, mm2c.checkpoint; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []

@@ -59,12 +59,18 @@ def scale_with(value: float) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (drop(K), r"1 tensors are missing:\n\s+layer 1: self_attn\.k_proj\.weight"),
+        (drop(K), r"1 tensor is missing:\n\s+layer 1: self_attn\.k_proj\.weight"),
         (drop(K + "_scale_inv"), r"k_proj\.weight_scale_inv"),
         (drop(W1, W1 + "_scale_inv"), r"layer 1: experts 3 w1\.weight$"),
         (drop("model.norm.weight"), r"model\.norm\.weight"),
-        (put(K, lambda w: w[:-1]), r"k_proj\.weight has shape \[511, 128\]; config\.json makes it \[512, 128\]"),
-        (put(K + "_scale_inv", lambda s: s[:-1]), r"k_proj\.weight_scale_inv is f32\[3, 1\];.* need f32\[4, 1\]"),
+        (
+            put(K, lambda w: w[:-1]),
+            r"k_proj\.weight has shape \[511, 128\]; config\.json makes it \[512, 128\]",
+        ),
+        (
+            put(K + "_scale_inv", lambda s: s[:-1]),
+            r"k_proj\.weight_scale_inv is f32\[3, 1\];.* need f32\[4, 1\]",
+        ),
         (put(K + "_scale_inv", lambda s: s.astype(np.float16)), r"k_proj\.weight_scale_inv is f16"),
         (put(K + "_scale_inv", scale_with(np.nan)), r"k_proj\.weight_scale_inv\[3, 0\] is nan"),
         (put(K + "_scale_inv", scale_with(np.inf)), r"k_proj\.weight_scale_inv\[3, 0\] is inf"),
@@ -73,12 +79,15 @@ def scale_with(value: float) -> Callable[[Any], Any]:
         (put(K, lambda w: w.astype(ml_dtypes.bfloat16)), r"k_proj\.weight is bf16, yet it has a scale_inv"),
         (put(K, lambda w: w.view(np.int8)), r"k_proj\.weight"),
         (put(f"{LAYER}.input_layernorm.weight", lambda w: w.astype(np.int32)), "stored as I32"),
-        (put(f"{MOE}.gate.weight", lambda w: w.astype(ml_dtypes.float8_e4m3fn)), r"gate\.weight is stored as e4m3"),
-        (put("extra.weight", np.ones(3, np.float32)), r"1 tensors are not M2's:\n\s+extra\.weight"),
+        (
+            put(f"{MOE}.gate.weight", lambda w: w.astype(ml_dtypes.float8_e4m3fn)),
+            r"gate\.weight is stored as e4m3",
+        ),
+        (put("extra.weight", np.ones(3, np.float32)), r"1 tensor is not M2's:\n\s+extra\.weight"),
         (put("model.norm.bias", np.ones(3, np.float32)), r"not M2's"),
         (put("model.norm.weight_scale_inv", np.ones((1, 1), np.float32)), r"not M2's"),
     ],
-)  # fmt: skip
+)
 def test_refused_by_name(random_checkpoint: Make, tmp_path: Path, edit: Any, says: str) -> None:
     error = refusal(edited(random_checkpoint(), tmp_path / "m", edit))
     assert re.search(says, error.what, re.MULTILINE), error.what
@@ -119,7 +128,9 @@ def test_experts_of_a_layer_are_stored_alike(random_checkpoint: Make, tmp_path: 
             tensors[name] = tensors[name].astype(ml_dtypes.bfloat16)
             del tensors[name + "_scale_inv"]
 
-    assert "other experts of its layer" in refusal(edited(random_checkpoint(), tmp_path / "a", one_dense)).what
+    assert (
+        "other experts of its layer" in refusal(edited(random_checkpoint(), tmp_path / "a", one_dense)).what
+    )
     assert "FP8 and dense" in refusal(edited(random_checkpoint(), tmp_path / "b", all_down_dense)).what
 
 
@@ -145,7 +156,8 @@ def test_truncated_shard(random_checkpoint: Make, tmp_path: Path) -> None:
     folder = edited(random_checkpoint(), tmp_path / "m")
     data = (folder / SHARD).read_bytes()
     (folder / SHARD).write_bytes(data[:-100])
-    assert f"shard {SHARD} is truncated: {len(data) - 100} bytes, its header needs {len(data)}" in refusal(folder).what
+    says = f"shard {SHARD} is truncated: {len(data) - 100} bytes, its header needs {len(data)}"
+    assert says in refusal(folder).what
 
 
 def test_no_weights(random_checkpoint: Make, tmp_path: Path) -> None:

@@ -41,7 +41,13 @@ def test_released_config_is_compiled(tmp_path: Path) -> None:
     parsed = parse(tmp_path, released())
     model = parsed.model
     assert (model.layers, model.hidden, model.heads, model.kv_heads, model.head_dim) == (2, 128, 8, 4, 32)
-    assert (model.intermediate, model.experts, model.top_k, model.vocab, model.context) == (256, 8, 2, 512, 2048)
+    assert (model.intermediate, model.experts, model.top_k, model.vocab, model.context) == (
+        256,
+        8,
+        2,
+        512,
+        2048,
+    )
     assert model.rope == Rope(5e6, 16)
     assert model.eps == 1e-6
     assert parsed.quant.modules_to_not_convert == ("gate", "e_score_correction_bias", "lm_head")

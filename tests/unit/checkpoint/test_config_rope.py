@@ -32,23 +32,31 @@ def test_defaults_are_those_of_transformers() -> None:
 
 
 def test_linear() -> None:
-    assert dict(parse(rope_scaling={"type": "linear", "factor": 2.0}).scaling) == {"rope_type": "linear", "factor": 2.0}
+    assert dict(parse(rope_scaling={"type": "linear", "factor": 2.0}).scaling) == {
+        "rope_type": "linear",
+        "factor": 2.0,
+    }
 
 
 def test_yarn_fills_the_original_context() -> None:
     scaling = dict(parse(rope_scaling={"rope_type": "yarn", "factor": 4.0}).scaling)
     assert scaling == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
     scaling = dict(
-        parse(rope_scaling={"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 1024}).scaling
+        parse(
+            rope_scaling={"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 1024}
+        ).scaling
     )
     assert scaling["factor"] == 4.0
 
 
 def test_outer_original_context_wins() -> None:
     inner = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
-    assert dict(parse(rope_scaling=inner, original_max_position_embeddings=512).scaling)[
-        "original_max_position_embeddings"
-    ] == 512
+    assert (
+        dict(parse(rope_scaling=inner, original_max_position_embeddings=512).scaling)[
+            "original_max_position_embeddings"
+        ]
+        == 512
+    )
 
 
 def test_scaling_is_hashable_and_sorted() -> None:
@@ -73,7 +81,10 @@ def test_scaling_is_hashable_and_sorted() -> None:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2, "low_freq_factor": 1}}, "high_freq_factor"),
         ({"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "rope_scaling"),
         ({"rope_scaling": "yarn"}, "rope_scaling"),
-        ({"rope_scaling": {"rope_type": "yarn"}, "rope_parameters": {"rope_type": "default"}}, "rope_scaling"),
+        (
+            {"rope_scaling": {"rope_type": "yarn"}, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling",
+        ),
         ({"rope_theta": 1e6, "rope_parameters": {"rope_theta": 5e6}}, "rope_theta"),
         ({"rope_theta": "big"}, "rope_theta"),
         ({"rope_theta": 0}, "rope_theta"),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mm2c.checkpoint import locate, locate_config
 from mm2c.checkpoint import hub as hub_module
+from mm2c.checkpoint import locate, locate_config
 from mm2c.errors import UserError
 
 
@@ -75,7 +75,10 @@ def test_config_file(tmp_path: Path, env: dict[str, str]) -> None:
     path = (folder / "config.json").rename(folder / "config.M2.7.json")
     assert locate_config(str(path), cwd=tmp_path, env=env) == path
     assert "--config-only" in refusal(str(path), tmp_path, env).remedy
-    assert locate_config(str(checkpoint(tmp_path / "m3")), cwd=tmp_path, env=env) == tmp_path / "m3" / "config.json"
+    assert (
+        locate_config(str(checkpoint(tmp_path / "m3")), cwd=tmp_path, env=env)
+        == tmp_path / "m3" / "config.json"
+    )
 
 
 def test_hub_id_in_the_cache(tmp_path: Path, empty: Path, env: dict[str, str]) -> None:

@@ -80,8 +80,12 @@ def test_missing_file(tmp_path: Path) -> None:
 @given(
     header=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.sampled_from(["F32", "dtype"]),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["t", "dtype", "shape", "data_offsets", "__metadata__"]), inner, max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["t", "dtype", "shape", "data_offsets", "__metadata__"]), inner, max_size=4
+            )
+        ),
         max_leaves=12,
     )
 )

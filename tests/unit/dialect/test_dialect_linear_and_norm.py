@@ -35,7 +35,7 @@ def test_fp8_linear(n: int, k: int, block_n: int, block_k: int, lead: tuple[int,
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 8, 8), (2, 3, 96, 32), (3, 1, 6144, 1024), (1, 17, 5, 1), (4, 2, 33, 7)]
+    "shape", [(1, 1, 8, 8), (2, 3, 96, 32), (3, 1, 6144, 1024), (1, 17, 5, 1), (4, 2, 33, 7), (1, 1, 1, 3)]
 )
 def test_sums_of_squares(shape: tuple[int, int, int, int]) -> None:
     batch, steps, q, k = shape

@@ -19,6 +19,7 @@ from mm2c_runtime.manifest import FORMAT, FileEntry
 MANIFEST: dict[str, Any] = {
     "format": FORMAT,
     "mm2c_version": "0",
+    "build_key": "0",
     "engine": "onnxruntime",
     "model": {
         "name": "toy", "layers": 1, "hidden": 8, "heads": 1, "kv_heads": 1, "head_dim": 8, "rotary_dim": 4,
@@ -70,7 +71,7 @@ def test_an_altered_byte_is_found_also_after_the_hashes_were_remembered(folder: 
     content[77] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(BundleError, match="rank0/weights.safetensors was altered after the build") as caught:
+    with pytest.raises(BundleError, match=r"rank0/weights.safetensors was altered after the build") as caught:
         Bundle.load(folder)
     assert caught.value.remedy
     check_sizes(folder, entries(folder))
@@ -78,10 +79,10 @@ def test_an_altered_byte_is_found_also_after_the_hashes_were_remembered(folder: 
 
 def test_missing_and_cut_files(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(b"short")
-    with pytest.raises(BundleError, match="tokenizer.json has 5 bytes, the manifest says 14000"):
+    with pytest.raises(BundleError, match=r"tokenizer.json has 5 bytes, the manifest says 14000"):
         Bundle.load(folder, verify_checksums="sizes")
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(BundleError, match="tokenizer.json cannot be read: No such file"):
+    with pytest.raises(BundleError, match=r"tokenizer.json cannot be read: No such file"):
         Bundle.load(folder)
 
 
@@ -124,7 +125,7 @@ def test_manifests_that_cannot_be_served(folder: Path, changes: dict[str, Any], 
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no bundle here: manifest.json cannot be read"):
+    with pytest.raises(BundleError, match=r"no bundle here: manifest.json cannot be read"):
         Bundle.load(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(BundleError, match="not valid JSON"):

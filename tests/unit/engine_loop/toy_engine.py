@@ -16,6 +16,7 @@ import numpy as np
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.generation import GenerationDefaults, Preparer
+from mm2c_runtime.kv import RowPool
 from mm2c_runtime.sampling.sampler import Sampler
 from mm2c_runtime.scheduling.scheduler import Scheduler
 from mm2c_runtime.step import StepBatch, StepResult
@@ -56,7 +57,7 @@ class ToyExecutor:
     explode: Any = None
 
     def __post_init__(self) -> None:
-        self.cache = np.full((self.rows, self.context), -1, np.int64)
+        self.cache = np.full((self.rows + 1, self.context), -1, np.int64)
         self.sampler = Sampler(VOCAB)
         self.batches: list[StepBatch] = []
         self.closed = False
@@ -127,7 +128,7 @@ def toy_preparer(context: int, **defaults: Any) -> Preparer:
 
 
 def toy_engine(executor: ToyExecutor, *, prefill_chunk: int = 8, **defaults: Any) -> Engine:
-    scheduler = Scheduler(context=executor.context, max_rows=executor.rows, prefill_chunk=prefill_chunk)
+    scheduler = Scheduler(RowPool(executor.rows, executor.context), prefill_chunk=prefill_chunk)
     return Engine(
         executor,
         scheduler,

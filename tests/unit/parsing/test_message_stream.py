@@ -6,7 +6,6 @@ import json
 
 import pytest
 from completions import arguments, assert_same, block, chunks, invoke, joined, stream, streamed_calls, tool
-
 from mm2c_runtime.parsing import Incomplete, Message, MessageStream, parse_message
 
 TOOLS = [
@@ -87,7 +86,9 @@ def test_a_mentioned_marker_does_not_swallow_the_text() -> None:
     assert message.incomplete is None
 
 
-@pytest.mark.parametrize("value", ["", " x ", "\n x\n", '"x"', "a\\n\\", "5", "null", "&lt;", "é😀\u2028\x00\x7f"])
+@pytest.mark.parametrize(
+    "value", ["", " x ", "\n x\n", '"x"', "a\\n\\", "5", "null", "&lt;", "é😀\u2028\x00\x7f"]
+)
 def test_a_declared_string_is_the_exact_text(value: str) -> None:
     assert arguments(read(block(invoke("f", s=value)))) == [("f", {"s": value})]
 
@@ -147,7 +148,9 @@ def test_an_invoke_without_a_name_is_text(header: str) -> None:
 
 
 def test_the_last_of_a_repeated_parameter_wins() -> None:
-    text = block('<invoke name="f"><parameter name="s">x</parameter><parameter name="s">y</parameter></invoke>')
+    text = block(
+        '<invoke name="f"><parameter name="s">x</parameter><parameter name="s">y</parameter></invoke>'
+    )
     assert parse_message(text, TOOLS).tool_calls[0].arguments == '{"s": "y"}'
     assert streamed_calls(stream([text], TOOLS)) == {0: ("f", '{"s": "x", "s": "y"}')}
     assert arguments(read(text)) == [("f", {"s": "y"})]
@@ -216,7 +219,9 @@ def test_every_prefix_of_a_call_is_incomplete_until_its_end() -> None:
     start = text.index(">") + 1
     for stop in range(start, len(text) + 1):
         message = read(text[:stop])
-        assert (len(message.tool_calls), message.incomplete is None) == ((1, True) if stop >= end else (0, False))
+        assert (len(message.tool_calls), message.incomplete is None) == (
+            (1, True) if stop >= end else (0, False)
+        )
 
 
 def test_a_string_value_streams_as_it_grows() -> None:
@@ -262,6 +267,8 @@ def test_a_surrogate_pair_split_between_chunks_is_one_character() -> None:
     assert json.loads(text) == {"s": "😀"}
 
 
-@pytest.mark.parametrize("tools", [3, "f", [None, 3, {}], [{"function": 3}], [{"name": ["f"]}], {"name": "f"}])
+@pytest.mark.parametrize(
+    "tools", [3, "f", [None, 3, {}], [{"function": 3}], [{"name": ["f"]}], {"name": "f"}]
+)
 def test_what_is_no_tool_definition_is_passed_over(tools: object) -> None:
     assert arguments(parse_message(block(invoke("f", s="1")), tools)) == [("f", {"s": 1})]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from completions import assert_same, chunks, joined, stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from mm2c_runtime.chat import ChatTemplate, will_reason
 from mm2c_runtime.parsing import MessageStream, parse_message
 
@@ -20,8 +18,30 @@ MARKERS = ("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>",
 PIECES = (
     *MARKERS,
     *('<invoke name="f">', "<invoke name='g'>", "<invoke name=f>", "<invoke ", "<invoke", '<invoke name="f'),
-    *('<parameter name="s">', '<parameter name="n">', "<parameter name=o>", "<parameter", '<parameter name="'),
-    *("<thi", "</thin", "<minimax:tool", "</inv", "</para", "<", ">", '"', "'", "\\", "\n", "\n\n", " ", "a", "12"),
+    *(
+        '<parameter name="s">',
+        '<parameter name="n">',
+        "<parameter name=o>",
+        "<parameter",
+        '<parameter name="',
+    ),
+    *(
+        "<thi",
+        "</thin",
+        "<minimax:tool",
+        "</inv",
+        "</para",
+        "<",
+        ">",
+        '"',
+        "'",
+        "\\",
+        "\n",
+        "\n\n",
+        " ",
+        "a",
+        "12",
+    ),
     *("é", "😀", "\ud83d", "\ude00", "{", "}", "[1]", "null", "true", "NaN", "x" * 30),
 )
 TOOLS = [
@@ -59,10 +79,11 @@ numbers = st.one_of(integers, st.floats(allow_nan=False, allow_infinity=False))
 
 
 def is_plain_text(text: str) -> bool:
+    """Not JSON: neither NaN nor Infinity is."""
     try:
-        json.loads(text)
+        json.loads(text, parse_constant=lambda name: json.loads(""))
     except ValueError:
-        return text.strip() not in ("NaN", "Infinity", "-Infinity")
+        return True
     return False
 
 
@@ -88,7 +109,10 @@ SCHEMAS: list[Typed] = [
     ({"const": [1, "a"]}, st.just([1, "a"])),
     ({"enum": [1, "1", None, "x"]}, st.sampled_from([1, None, "x"])),
     ({"type": "string", "nullable": True}, st.one_of(st.none(), string_values.filter(is_plain_text))),
-    ({"anyOf": [{"type": "string"}, {"type": "null"}]}, st.one_of(st.none(), string_values.filter(is_plain_text))),
+    (
+        {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        st.one_of(st.none(), string_values.filter(is_plain_text)),
+    ),
     ({"oneOf": [{"$ref": "#/$defs/count"}, {"$ref": "#/$defs/tree"}]}, st.one_of(integers, objects)),
     ({"type": ["string", "array"]}, st.one_of(st.lists(integers), string_values.filter(is_plain_text))),
     ({}, text_or_json),
@@ -107,7 +131,9 @@ keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(
 
 
 @st.composite
-def conversations(draw: Callable[[st.SearchStrategy[Any]], Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def conversations(
+    draw: Callable[[st.SearchStrategy[Any]], Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """An assistant message and the tools whose calls it makes."""
     tools, calls = [], []
     for name in draw(st.lists(names, unique=True, max_size=3)):
@@ -155,7 +181,9 @@ def test_reading_undoes_rendering(conversation: tuple[Any, Any], pieces: list[in
 
 @settings(slow_start, max_examples=1500)
 @given(garbage, sizes, st.booleans())
-def test_any_split_of_any_text_reads_the_same(text: str, pieces: list[int], starts_in_reasoning: bool) -> None:
+def test_any_split_of_any_text_reads_the_same(
+    text: str, pieces: list[int], starts_in_reasoning: bool
+) -> None:
     message = parse_message(text, TOOLS, starts_in_reasoning=starts_in_reasoning)
     for size in (pieces, [1]):
         split = stream(chunks(text, size), TOOLS, starts_in_reasoning=starts_in_reasoning)
@@ -202,9 +230,8 @@ def test_only_the_beginning_of_a_marker_is_held_back(text: str, pieces: list[int
 
 
 @settings(slow_start, max_examples=300)
-@given(json_values, garbage)
-def test_no_schema_makes_it_raise(schema: Any, text: str) -> None:
-    keyword = random.Random(text).choice(("type", "enum", "anyOf", "allOf", "$ref", "const", "nullable"))
+@given(json_values, garbage, st.sampled_from(["type", "enum", "anyOf", "allOf", "$ref", "const", "nullable"]))
+def test_no_schema_makes_it_raise(schema: Any, text: str, keyword: str) -> None:
     for parameters in (schema, {"properties": schema}, {"properties": {"s": schema, "n": {keyword: schema}}}):
         tools = [{"function": {"name": "f", "parameters": parameters}}]
         text = f'<minimax:tool_call><invoke name="f"><parameter name="s">{text}</parameter>'

@@ -82,6 +82,11 @@ def hand_graph(config: ModelConfig, formats: WeightFormats | None = None) -> Ran
     lengths = [given(n, ir.DataType.INT32, "batch") for n in ("past_len", "new_len")]
     cache_shape = ("batch", config.kv_heads, "kv_len", config.head_dim)
     inputs, caches = [ids, *lengths], []
+    one = g.constant("one", np.asarray(1, np.int32))
+    last = g.op("Cast", g.op("Sub", lengths[1], one, kind="INT32"), to=ir.DataType.INT64, kind="INT64")
+    index = g.op("Unsqueeze", last, g.constant("axis_1", np.asarray([1])), kind="INT64")
+    width = g.constant("width", np.asarray([config.hidden]))
+    tokens = g.op("Concat", g.op("Shape", ids, kind="INT64"), width, axis=0, kind="INT64")
     embedding = g.weight("model.embed_tokens.weight")
     h = g.op("Gather", embedding, ids, axis=0)
     if embedding.dtype != ir.DataType.FLOAT:
@@ -120,10 +125,7 @@ def hand_graph(config: ModelConfig, formats: WeightFormats | None = None) -> Ran
         else:
             names, op, blocks = [f"{stem}.gate_up_proj", f"{stem}.down_proj"], "M2MoeExpertsDense", {}
         y = g.op(op, flat, weights, chosen, *map(g.weight, names), domain="mm2c", first_expert=0, **blocks)
-        h = g.op("Add", h, g.op("Reshape", y, g.op("Shape", x, kind="INT64")))
-    one = g.constant("one", np.asarray(1, np.int32))
-    last = g.op("Cast", g.op("Sub", lengths[1], one, kind="INT32"), to=ir.DataType.INT64, kind="INT64")
-    index = g.op("Unsqueeze", last, g.constant("axis_1", np.asarray([1])), kind="INT64")
+        h = g.op("Add", h, g.op("Reshape", y, tokens))
     h = g.op("GatherND", h, index, batch_dims=1)
     logits = g.linear(g.norm(h, "model.norm.weight"), "lm_head")
     logits.name, logits.shape = "logits", ir.Shape(["batch", config.vocab])

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import numpy as np
+from mm2c_runtime.executors.collectives import all_gather, all_reduce, gathered_shape
+
+
+def test_all_reduce_adds_in_rank_order():
+    parts = [np.float32([1e8, 1.0]), np.float32([1.0, 2.0]), np.float32([-1e8, 3.0])]
+    out = np.empty(2, np.float32)
+    all_reduce(parts, out)
+    assert out.tolist() == [float((parts[0][0] + parts[1][0]) + parts[2][0]), 6.0]
+    all_reduce(parts[:1], out)
+    assert out.tolist() == parts[0].tolist()
+
+
+def test_all_gather_concatenates():
+    parts = [np.full((2, 3), rank, np.float32) for rank in range(4)]
+    for axis, shape in ((0, (8, 3)), (-1, (2, 12))):
+        assert gathered_shape((2, 3), axis, 4) == shape
+        out = np.empty(shape, np.float32)
+        all_gather(parts, axis, out)
+        assert np.array_equal(out, np.concatenate(parts, axis))

@@ -1,0 +1,8 @@
+"""The hand-written graph is shared with the tests of the passes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "passes")]
