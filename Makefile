@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), "mm2c needs Python 3.10-3.12; run make PYTHON=python3.11"'
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) "torch~=2.13.0"
-	$(BIN)/python -m pip install --quiet -e ".[serve,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,serve,dev]"
 	@touch $(STAMP)
 
 demo: setup

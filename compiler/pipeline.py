@@ -14,7 +14,14 @@ from mm2c.bundle.fresh import is_fresh
 from mm2c.bundle.keys import chat_key, content_key, graphs_key
 from mm2c.bundle.manifest import write_manifest
 from mm2c.bundle.staging import check_output, staged
-from mm2c.checkpoint import Checkpoint, assumed_formats, locate, locate_config, read_config, recipes_for_config
+from mm2c.checkpoint import (
+    Checkpoint,
+    assumed_formats,
+    locate,
+    locate_config,
+    read_config,
+    recipes_for_config,
+)
 from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.engine.select import Choice, select_engine
 from mm2c.errors import UserError

@@ -63,7 +63,9 @@ def over_grpc(url: str, messages: list[dict[str, Any]], tools: list[dict[str, An
         inputs.append(tensor)
     temperature = grpc.InferInput("temperature", [1], "FP32")
     temperature.set_data_from_numpy(np.zeros(1, np.float32))
-    inputs.append(temperature)
+    stream = grpc.InferInput("stream", [1], "BOOL")
+    stream.set_data_from_numpy(np.ones(1, bool))
+    inputs += [temperature, stream]
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with grpc.InferenceServerClient(url) as client:
         client.start_stream(lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"})

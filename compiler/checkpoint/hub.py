@@ -6,24 +6,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mm2c.checkpoint.config_file import MODEL_TYPE
+from mm2c.checkpoint.download import download
 from mm2c.checkpoint.index import INDEX, SINGLE
 from mm2c.errors import UserError
 from mm2c.progress import Progress
 
-_WANTED = [
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-]  # weights, configuration, tokenizer, template
-_UNWANTED = ["*/*", "*.md"]  # other formats in folders of their own
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # weights, tokenizer, template
+_CONFIG = ["config.json", "generation_config.json"]
 
 
 @dataclass(frozen=True)
@@ -88,59 +82,31 @@ def cached_checkpoints(env: Mapping[str, str]) -> list[Cached]:
 
 
 def fetch(
-    repo: str, revision: str | None, env: Mapping[str, str], progress: Progress | None, *, config_only: bool
+    repo: str,
+    revision: str | None,
+    env: Mapping[str, str],
+    progress: Progress | None,
+    *,
+    config_only: bool,
 ) -> Path:
-    """The snapshot folder of ``repo``: from the cache where it is whole there, else downloaded (resumably).
+    """The snapshot folder of ``repo``: from the cache where it is whole there, else downloaded.
 
-    ``progress`` None downloads silently. Raises UserError where the hub cannot be reached or has no such
-    model.
+    Raises UserError where the hub cannot be reached or has no such model.
     """
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-
-    wanted = ["config.json", "generation_config.json"] if config_only else _WANTED
     where = cache_folder(env)
-    try:
-        folder = Path(hub.snapshot_download(repo, revision=revision, cache_dir=where, local_files_only=True))
-        if (folder / "config.json").is_file() if config_only else is_complete(folder):
-            return folder
-    except errors.HFValidationError as error:
-        raise UserError(
-            f'"{repo}" is neither a folder nor a hub id', remedy="hub ids look like org/name"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.RevisionNotFoundError, OSError):
-        pass
-    named = f"{repo} (revision {revision})" if revision else repo
-    offline = env.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if offline:
-        what = f"{named} is not (whole) in the local hub cache, and HF_HUB_OFFLINE forbids the download"
+    folder = _snapshot(where / f"models--{repo.replace('/', '--')}", revision or "main")
+    if folder and ((folder / "config.json").is_file() if config_only else is_complete(folder)):
+        return folder
+    if env.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        what = f"{repo} is not (whole) in the local hub cache, and HF_HUB_OFFLINE forbids the download"
         raise UserError(what, where=str(where), remedy="unset HF_HUB_OFFLINE, or give a checkpoint folder")
-    if progress is not None:
-        progress.note(f"Downloading {named} from the hub into {where}")
-    else:
-        hub.utils.disable_progress_bars()
-    try:
-        place = hub.snapshot_download(
-            repo, revision=revision, cache_dir=where, allow_patterns=wanted, ignore_patterns=_UNWANTED
-        )
-        return Path(place)
-    except errors.GatedRepoError as error:
-        remedy = "accept its licence on the hub and run `hf auth login`"
-        raise UserError(f"{named} asks for permission", remedy=remedy) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"{repo} has no revision {revision}", remedy="see the branches and tags on the hub"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        remedy = (
-            f"check the name, or run `hf auth login` if it is private; there is no folder {repo} here either"
-        )
-        raise UserError(f"the hub has no model {repo}", remedy=remedy) from error
-    except Exception as error:  # the HTTP client's own classes: no connection, timeout, proxy, full disk
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        what = f"{named} is not in the local hub cache, and downloading it failed: {reason}"
-        remedy = f"check the connection, or give a checkpoint folder; there is no folder {repo} here"
-        raise UserError(what, where=str(where), remedy=remedy) from error
-    finally:
-        if progress is None and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
-            hub.utils.enable_progress_bars()
+    return download(repo, revision, _CONFIG if config_only else _WANTED, where, env, progress)
+
+
+def _snapshot(root: Path, revision: str) -> Path | None:
+    """Where the cache keeps a branch, tag or commit of a repository: what ``refs`` names, under
+    ``snapshots``."""
+    reference = root / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    folder = root / "snapshots" / commit
+    return folder if folder.is_dir() else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mm2c.checkpoint.config_file import ParsedConfig, read_config
 from mm2c.checkpoint.formats import detect_formats
 from mm2c.checkpoint.index import TensorIndex, read_index

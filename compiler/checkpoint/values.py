@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from mm2c.checkpoint.names import SCALE_SUFFIX
 from mm2c.errors import UserError
 from mm2c.weights.dtypes import NUMPY

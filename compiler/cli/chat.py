@@ -26,7 +26,9 @@ def chat(
     ] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this once and leave.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    tools: Annotated[Path | None, typer.Option(help="JSON file with a list of tools, in OpenAI's shape.")] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="JSON file with a list of tools, in OpenAI's shape.")
+    ] = None,
     tool_result: Annotated[
         list[str] | None,
         typer.Option(help="NAME=TEXT: what that tool returns when the model calls it. May be given again."),
@@ -37,7 +39,9 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help="Default: the bundle's.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop text. May be given again.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --message: one JSON document on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --message: one JSON document on stdout.")
+    ] = False,
 ) -> None:
     """Chat with a bundle; thinking, answer and tool calls are shown apart.
 
@@ -145,7 +149,8 @@ class _Printer:
             self._enter(call["id"])
             function = call["function"]
             out.print(
-                f"[bold magenta]tool call[/] [bold]{escape(function['name'])}[/]({escape(function['arguments'])})",
+                f"[bold magenta]tool call[/] [bold]{escape(function['name'])}[/]"
+                f"({escape(function['arguments'])})",
                 end="",
                 soft_wrap=True,
             )

@@ -32,14 +32,17 @@ def serve(
         typer.Option(help="The server's log. Default: a file a port under ~/.local/state/mm2c."),
     ] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that running requests get when stopping.")] = 5,
-    start_timeout: Annotated[float, typer.Option(min=1, help="Seconds until the server must be ready.")] = 1800,
+    start_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds until the server must be ready.")
+    ] = 1800,
     checksums: Annotated[
         bool, typer.Option("--checksums/--no-checksums", help="Compare every file with the manifest first.")
     ] = True,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Triton's verbose log.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready.")] = False,
 ) -> None:
-    """Serve a bundle with Triton: gRPC, HTTP `generate_stream`, metrics. Ctrl-C stops it and leaves nothing behind.
+    """Serve a bundle with Triton: gRPC, HTTP `generate_stream`, metrics. Ctrl-C stops it, nothing stays
+    behind.
 
     The supervisor restarts what dies. Ask it with `mm2c chat`, tritonclient or curl.
     """
@@ -113,7 +116,9 @@ def _default_log(port: int) -> Path:
 
 def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    http, grpc, metrics = (f"{host}:{p}" for p in (settings.ports.http, settings.ports.grpc, settings.ports.metrics))
+    http, grpc, metrics = (
+        f"{host}:{p}" for p in (settings.ports.http, settings.ports.grpc, settings.ports.metrics)
+    )
     if as_json:
         ready = {
             "event": "ready",

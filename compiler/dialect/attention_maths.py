@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from onnx.defs import OpSchema
+
 from mm2c.dialect.body import FLOAT, INT64, Body
 from mm2c.dialect.schema import F32, I32
-from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
-from mm2c.dialect.schema import OPSET
 from onnx import AttributeProto, FunctionProto, GraphProto, TensorProto, helper
 from onnx.defs import OpSchema
+
+from mm2c.dialect.schema import OPSET
 
 FLOAT = TensorProto.FLOAT
 INT64 = TensorProto.INT64

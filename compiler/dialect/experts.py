@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mm2c.dialect.body import FLOAT, INT64, Body
 from onnx import ValueInfoProto
+
+from mm2c.dialect.body import FLOAT, INT64, Body
 
 if TYPE_CHECKING:
     from torch import Tensor

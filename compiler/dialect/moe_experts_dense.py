@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from onnx import FunctionProto
+from onnx.defs import OpSchema
+
 from mm2c.dialect.body import Body
 from mm2c.dialect.experts import experts_reference, scan_experts
 from mm2c.dialect.schema import F32, I32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
-from onnx import FunctionProto
-from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor

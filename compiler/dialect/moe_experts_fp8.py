@@ -5,14 +5,15 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from onnx import FunctionProto
+from onnx.defs import OpSchema
+
 from mm2c.dialect.blocks import dequantize, dequantize_reference
 from mm2c.dialect.body import Body
 from mm2c.dialect.experts import experts_reference, scan_experts
 from mm2c.dialect.schema import E4M3, F32, I32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
-from onnx import FunctionProto
-from onnx.defs import OpSchema
 
 if TYPE_CHECKING:
     from torch import Tensor

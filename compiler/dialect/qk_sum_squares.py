@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from onnx import FunctionProto
+
 from mm2c.dialect.body import FLOAT, Body
 from mm2c.dialect.schema import F32, define
 from mm2c.dialect.spec import OpSpec, TorchOp
 from mm2c.dialect.torch_op import register
-from onnx import FunctionProto
 
 if TYPE_CHECKING:
     from torch import Tensor

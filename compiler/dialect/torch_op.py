@@ -6,9 +6,10 @@ from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any
 
+from onnx.defs import OpSchema
+
 from mm2c.dialect.schema import DOMAIN, VERSION
 from mm2c.dialect.spec import TorchOp
-from onnx.defs import OpSchema
 
 
 def register(

@@ -14,12 +14,17 @@ Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, offset from the s
 
 
 def write_external(
-    model: ir.Model, path: Path, recipes: Mapping[str, Recipe], location: str, entries: Mapping[str, Entry] | None
+    model: ir.Model,
+    path: Path,
+    recipes: Mapping[str, Recipe],
+    location: str,
+    entries: Mapping[str, Entry] | None,
 ) -> None:
-    """Serialise ``model`` to ``path``; initializers without data point into the file ``location`` of its folder.
+    """Serialise ``model`` to ``path``; initializers without data point into the file ``location`` of its
+    folder.
 
-    ``entries`` says where each tensor lies. None: no file is there (yet), and the graph states the name of the
-    file and each tensor's size only.
+    ``entries`` says where each tensor lies. None: no file is there (yet), and the graph states the name of
+    the file and each tensor's size only.
 
     Raises:
         ValueError: a tensor has no recipe, no entry, or an entry of another dtype, shape or size.

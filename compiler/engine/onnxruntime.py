@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
-from mm2c_runtime.manifest import KvSpec, RankProgram, Segment
 
 from mm2c.config import ModelConfig
 from mm2c.engine.external import Entry, write_external
@@ -14,6 +13,7 @@ from mm2c.lower.onnxruntime import WEIGHTS
 from mm2c.lower.portable import attach_bodies
 from mm2c.lower.program import Program
 from mm2c.weights.recipe import RankGraph
+from mm2c_runtime.manifest import KvSpec, RankProgram, Segment
 
 
 def build(
@@ -65,8 +65,8 @@ def kv_spec(config: ModelConfig, tp: int) -> KvSpec:
 def write_graph(graph: RankGraph, path: Path, entries: Mapping[str, Entry] | None = None) -> None:
     """Write a rank's whole dialect graph, function bodies included, for people and for other engines.
 
-    Its tensors point into ``weights.safetensors`` beside ``path``; without ``entries`` (a build from config.json
-    alone) only that file's name and the tensors' sizes are given. ``graph`` is left as it is.
+    Its tensors point into ``weights.safetensors`` beside ``path``; without ``entries`` (a build from
+    config.json alone) only that file's name and the tensors' sizes are given. ``graph`` is left as it is.
     """
     model = ir.Model(
         graph.model.graph.clone(), ir_version=graph.model.ir_version, producer_name="mm2c", functions=[]

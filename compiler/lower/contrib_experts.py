@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import Writer, as_f32, dequantized, drop_unused
+from mm2c.passes.edit import name_of, present
 from mm2c.weights.recipe import Interleave
 
 _UNCHOSEN = -1e30  # log score of an expert that was not chosen
@@ -15,16 +16,19 @@ _LEAST = 1e-38  # stands for the score 0, so that its logarithm is finite
 def lower_experts(rank: LoweredRank) -> None:
     """M2MoeRouting with M2MoeExperts* -> com.microsoft.MoE.
 
-    The operator chooses top-k of what it is given and weighs by their softmax. softmax(log s) = s / Σ s, so it
-    reproduces sigmoid routing exactly when it is given log s for the chosen experts and nearly -inf for the others.
+    The operator chooses top-k of what it is given and weighs by their softmax. softmax(log s) = s / Σ s, so
+    it reproduces sigmoid routing exactly when it is given log s for the chosen experts and nearly -inf for
+    the others.
 
     Rewrite rules:
       1. s = sigmoid(logits); ids = TopK(s + bias); chosen = s at ids; probs = log chosen scattered over -1e30
-      2. w13 [E, 2I, H] -> rows of gate and up alternating (the operator's fused SwiGLU), f32; w2 as it is, f32
-      3. the Reshapes to [B·S, H] in front and back to [B, S, H] behind (or behind the all_reduce) fall away: the
-         operator takes both forms, only its probabilities must be [B·S, E]
-      4. experts split over ranks: the operator sees the scores of the local experts and normalises over them, so its
-         result is multiplied by their share Σ local chosen / Σ chosen, and it chooses min(top_k, local experts)
+      2. w13 [E, 2I, H] -> rows of gate and up alternating (the operator's fused SwiGLU), f32; w2 as it is,
+         f32
+      3. the Reshapes to [B·S, H] in front and back to [B, S, H] behind (or behind the all_reduce) fall away:
+         the operator takes both forms, only its probabilities must be [B·S, E]
+      4. experts split over ranks: the operator sees the scores of the local experts and normalises over
+         them, so its result is multiplied by their share Σ local chosen / Σ chosen, and it chooses
+         min(top_k, local experts)
     """
     for node in [n for n in rank.model.graph if n.op_type in ("M2MoeExpertsFp8", "M2MoeExpertsDense")]:
         _lower(rank, node)
@@ -43,8 +47,7 @@ def _lower(rank: LoweredRank, node: ir.Node) -> None:
     gate_up, down = _expert_weights(rank, node, writer)
     local, top_k = rank.recipes[name].shape[0], routing.attributes["top_k"].as_int()
     logits, bias = routing.inputs
-    assert bias is not None and bias.shape is not None
-    experts = int(bias.shape[0])  # type: ignore[arg-type]
+    experts = rank.recipes[name_of(bias)].shape[0]
 
     score = writer.one("Sigmoid", [logits], "score")
     biased = writer.one("Add", [score, bias], "biased")
@@ -57,7 +60,9 @@ def _lower(rank: LoweredRank, node: ir.Node) -> None:
         # Clip with equal bounds fills a tensor of the scores' shape in one step
         floor = writer.constant("unchosen", _UNCHOSEN)
         empty = writer.one("Clip", [score, floor, floor], "empty")
-        probs = writer.one("ScatterElements", [empty, ids, writer.one("Log", [chosen], "log")], "probs", axis=-1)
+        probs = writer.one(
+            "ScatterElements", [empty, ids, writer.one("Log", [chosen], "log")], "probs", axis=-1
+        )
         probs = probs if stays_flat else writer.one("Reshape", [probs, _rows(writer, local)], "flat_probs")
         result = _moe(writer, x, probs, gate_up, down, top_k)
     else:
@@ -68,7 +73,9 @@ def _lower(rank: LoweredRank, node: ir.Node) -> None:
         bounds = [writer.constant(f"at_{i}", [i]) for i in (first, first + local)]
         axis = writer.constant("last_axis", [-1])
         own = writer.one("Slice", [spread, *bounds, axis], "own")
-        probs = writer.one("Log", [writer.one("Clip", [own, writer.constant("least", _LEAST)], "positive")], "probs")
+        probs = writer.one(
+            "Log", [writer.one("Clip", [own, writer.constant("least", _LEAST)], "positive")], "probs"
+        )
         probs = probs if stays_flat else writer.one("Reshape", [probs, _rows(writer, local)], "flat_probs")
         result = _moe(writer, x, probs, gate_up, down, min(top_k, local))
         of_own = writer.one("ReduceSum", [own, axis], "of_own", keepdims=1)
@@ -86,9 +93,7 @@ def _unflatten(node: ir.Node) -> bool:
     back = result.consumers()[0] if len(result.consumers()) == 1 else None
     if into is None or back is None or into.op_type != "Reshape" or back.op_type != "Reshape":
         return False
-    wide = into.inputs[0]
-    assert wide is not None
-    into.outputs[0].replace_all_uses_with(wide)
+    into.outputs[0].replace_all_uses_with(present(into.inputs[0]))
     back.outputs[0].replace_all_uses_with(result)
     return True
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx_ir as ir
-from mm2c_runtime.manifest import Collective
 
 from mm2c.lower.program import LoweredRank, Program
+from mm2c.passes.edit import name_of
+from mm2c_runtime.manifest import Collective
 
 
 def cut(lowered: LoweredRank) -> Program:
-    """The segments and collectives of a lowered rank; ``lowered`` is left as it is. No collective: one segment.
+    """The segments and collectives of a lowered rank; ``lowered`` is left as it is. No collective: one
+    segment.
 
     Rules:
       1. a node belongs to the segment between the collectives it stands between in the graph's order
-      2. a node made of tensors and constants alone is repeated in every segment that reads it, so that no weight
-         travels between segments
-      3. a segment's inputs are the graph's inputs, collectives' outputs and earlier segments' values that it reads;
-         its outputs are the graph's outputs, its collective's input and the values later segments read; in order
-         of first use and of production, hence the same on every rank
+      2. a node made of tensors and constants alone is repeated in every segment that reads it, so that no
+         weight travels between segments
+      3. a segment's inputs are the graph's inputs, collectives' outputs and earlier segments' values that it
+         reads; its outputs are the graph's outputs, its collective's input and the values later segments
+         read; in order of first use and of production, hence the same on every rank
     """
     nodes = list(lowered.model.graph)
     static = _static_nodes(nodes, lowered.model.graph)
@@ -84,7 +86,9 @@ def _inputs(node: ir.Node) -> Iterable[ir.Value | None]:
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             for inner in attribute.as_graph():
-                yield from (value for value in _inputs(inner) if value is not None and value.graph is node.graph)
+                yield from (
+                    value for value in _inputs(inner) if value is not None and value.graph is node.graph
+                )
 
 
 def _reads(group: list[ir.Node]) -> list[ir.Value]:
@@ -108,14 +112,14 @@ def _segment(
 ) -> ir.Model:
     source = lowered.model.graph
     values: dict[int, ir.Value] = {}
-    inputs, initializers = [], []
+    inputs: list[ir.Value] = []
+    initializers: list[ir.Value] = []
     for value in reads:
-        copy = ir.Value(
-            name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
-        )
+        copy = ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
         values[id(value)] = copy
         (initializers if value.is_initializer() else inputs).append(copy)
-    nodes, outputs = [], []
+    nodes: list[ir.Node] = []
+    outputs: list[ir.Value] = []
     for node in group:
         twin = _copy(node, values)
         nodes.append(twin)
@@ -156,13 +160,12 @@ def _copy(node: ir.Node, values: dict[int, ir.Value]) -> ir.Node:
 
 def _record(node: ir.Node) -> Collective:
     (source,), (target,) = node.inputs, node.outputs
-    assert source is not None and source.name and target.name
     flat, size = list(node.attributes["groups"].as_ints()), node.attributes["group_size"].as_int()
     return Collective.model_validate(
         {
             "kind": node.attributes["collective_operation"].as_string(),
-            "input": source.name,
-            "output": target.name,
+            "input": name_of(source),
+            "output": name_of(target),
             "axis": node.attributes["axis"].as_int(),
             "groups": [flat[i : i + size] for i in range(0, len(flat), size)],
         }

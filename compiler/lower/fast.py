@@ -1,4 +1,4 @@
-"""The fast lowering for ONNX Runtime: the dialect on its contrib operators, weights in f32 in kernel layout."""
+"""The fast lowering for ONNX Runtime: the dialect on contrib operators, weights f32 in kernel layout."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mm2c.weights.recipe import RankGraph
 def lower_fast(graph: RankGraph) -> LoweredRank:
     """A new graph on GroupQueryAttention, MoE and fused norms; ``graph`` is left as it is.
 
-    Runs decode steps (one new token in every row, ragged pasts) and prefill steps of one row, all tokens real;
-    the cache is updated in place.
+    Runs decode steps (one new token in every row, ragged pasts) and prefill steps of one row, all tokens
+    real; the cache is updated in place.
 
     Raises:
         ValueError: if a dialect op has no place in this lowering.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import Writer, add_weight, as_f32, dequantized, drop_unused, transposed
+from mm2c.passes.edit import name_of
+from mm2c.weights.recipe import Recipe
 
 
 def fold_weights(rank: LoweredRank) -> None:
@@ -18,7 +22,7 @@ def fold_weights(rank: LoweredRank) -> None:
     """
     for node in list(rank.model.graph):
         if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-            _fold(rank, node, lambda recipe: as_f32(recipe), "")
+            _fold(rank, node, as_f32, "")
         elif node.op_type == "Transpose":
             _fold(rank, node, transposed, ".t")
         elif node.op_type == "M2Fp8Linear":
@@ -26,7 +30,7 @@ def fold_weights(rank: LoweredRank) -> None:
     drop_unused(rank.model, rank.recipes)
 
 
-def _fold(rank: LoweredRank, node: ir.Node, change, suffix: str) -> None:  # type: ignore[no-untyped-def]
+def _fold(rank: LoweredRank, node: ir.Node, change: Callable[[Recipe], Recipe], suffix: str) -> None:
     source = node.inputs[0]
     if source is None or source.name not in rank.recipes:
         return
@@ -40,8 +44,8 @@ def _fold(rank: LoweredRank, node: ir.Node, change, suffix: str) -> None:  # typ
 
 def _lower_fp8_linear(rank: LoweredRank, node: ir.Node) -> None:
     x, weight, scale = node.inputs
-    assert weight is not None and scale is not None and weight.name and scale.name
-    dense = dequantized(rank.recipes[weight.name], rank.recipes[scale.name], node)
-    writer = Writer(rank.model, rank.recipes, node, weight.name.removesuffix(".weight"))
-    product = writer.one("MatMul", [x, writer.weight(f"{weight.name}.t", transposed(dense))], "matmul")
+    name = name_of(weight)
+    dense = dequantized(rank.recipes[name], rank.recipes[name_of(scale)], node)
+    writer = Writer(rank.model, rank.recipes, node, name.removesuffix(".weight"))
+    product = writer.one("MatMul", [x, writer.weight(f"{name}.t", transposed(dense))], "matmul")
     writer.replace(node, [product])

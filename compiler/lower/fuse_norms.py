@@ -6,20 +6,20 @@ import onnx_ir as ir
 
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import CONTRIB, Writer, drop_unused
+from mm2c.passes.edit import name_of, present
 
 
 def fuse_norms(rank: LoweredRank) -> None:
     """RMSNormalization as ONNX Runtime's kernels.
 
     Rewrite rules:
-      1. n = RMSNormalization(a + b, w), a and b of one shape -> SkipSimplifiedLayerNormalization(a, b, w); its
-         fourth output stands for a + b where that is used again
+      1. n = RMSNormalization(a + b, w), a and b of one shape -> SkipSimplifiedLayerNormalization(a, b, w);
+         its fourth output stands for a + b where that is used again
       2. other RMSNormalization -> SimplifiedLayerNormalization
     """
     for node in [n for n in rank.model.graph if n.op_type == "RMSNormalization"]:
-        x, weight = node.inputs
-        assert x is not None and weight is not None and weight.name
-        writer = Writer(rank.model, rank.recipes, node, weight.name.removesuffix(".weight"))
+        x, weight = map(present, node.inputs)
+        writer = Writer(rank.model, rank.recipes, node, name_of(weight).removesuffix(".weight"))
         epsilon = node.attributes["epsilon"].as_float()
         add = x.producer()
         if add is not None and add.op_type == "Add" and _is_first_use(rank, x, node):

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import drop_unused
+from mm2c.passes.edit import present
 
 # Ops that treat every token by itself, and which of their inputs run over tokens.
 _TOKENWISE: dict[str, slice] = {
@@ -24,7 +25,8 @@ _TOKENWISE: dict[str, slice] = {
 def hoist_last_token(rank: LoweredRank) -> None:
     """Move the choice of each row's last token in front of the last layer's experts and output projection.
 
-    Attention of the last layer still runs over all tokens, because it fills the cache; nothing behind it does.
+    Attention of the last layer still runs over all tokens, because it fills the cache; nothing behind it
+    does.
 
     Rewrite rules, for the GatherND (batch_dims 1) that picks the last token from x[B, S, H]:
       1. a token-wise node that is read by the pick alone, or by such nodes alone, joins the region
@@ -50,9 +52,7 @@ def hoist_last_token(rank: LoweredRank) -> None:
             value.shape = None
         if node.op_type == "Reshape" and node.inputs[0] is not None:
             node.outputs[0].replace_all_uses_with(node.inputs[0])
-    chosen = pick.inputs[0]
-    assert chosen is not None
-    pick.outputs[0].replace_all_uses_with(chosen)
+    pick.outputs[0].replace_all_uses_with(present(pick.inputs[0]))
     drop_unused(rank.model, rank.recipes)
     rank.model.graph.sort()  # the index of the last token may be made later than it is now read
 
@@ -62,8 +62,12 @@ def _reaches_head(node: ir.Node) -> bool:
     source = node.inputs[0]
     users = node.outputs[0].consumers()
     batched = "batch_dims" in node.attributes and node.attributes["batch_dims"].as_int() == 1
-    return batched and source is not None and source.producer() is not None and len(users) == 1 and (
-        users[0].op_type == "RMSNormalization"
+    return (
+        batched
+        and source is not None
+        and source.producer() is not None
+        and len(users) == 1
+        and (users[0].op_type == "RMSNormalization")
     )
 
 
@@ -75,7 +79,11 @@ def _region(graph: ir.Graph, pick: ir.Node) -> list[ir.Node]:
     for node in reversed(list(graph)):
         users = [user for value in node.outputs for user in value.consumers()]
         private = bool(users) and all(user in members for user in users)
-        if private and node.op_type in _TOKENWISE and not any(id(value) in returned for value in node.outputs):
+        if (
+            private
+            and node.op_type in _TOKENWISE
+            and not any(id(value) in returned for value in node.outputs)
+        ):
             members.add(node)
             found.append(node)
     return found[::-1]
@@ -100,7 +108,9 @@ def _over_tokens(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs[_TOKENWISE[node.op_type]] if value is not None]
 
 
-def _pick_at_border(graph: ir.Graph, pick: ir.Node, value: ir.Value, region: list[ir.Node], name: str) -> None:
+def _pick_at_border(
+    graph: ir.Graph, pick: ir.Node, value: ir.Value, region: list[ir.Node], name: str
+) -> None:
     users = [node for node in region if any(v is value for v in _over_tokens(node))]
     node = ir.node("GatherND", [value, pick.inputs[1]], {"batch_dims": 1}, name=name)
     node.outputs[0].name, node.outputs[0].type = name, value.type

@@ -1,4 +1,4 @@
-"""The portable lowering: the dialect's own function bodies, in standard ONNX. It is the oracle of the others."""
+"""The portable lowering: the dialect's own function bodies, in standard ONNX. The oracle of the others."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mm2c.weights.recipe import RankGraph
 def lower_portable(graph: RankGraph) -> LoweredRank:
     """A new graph with the body of every dialect op that it uses; ``graph`` is left as it is.
 
-    Any batch of ragged rows runs, padding included. The cache outputs are new tensors. DistCollective gets no body:
-    the graph is cut there.
+    Any batch of ragged rows runs, padding included. The cache outputs are new tensors. DistCollective gets
+    no body: the graph is cut there.
     """
     model = graph.model.clone()
     attach_bodies(model, collectives=False)
@@ -21,8 +21,8 @@ def lower_portable(graph: RankGraph) -> LoweredRank:
 
 
 def attach_bodies(model: ir.Model, *, collectives: bool) -> None:
-    """Add to ``model`` the function body of every dialect op it uses, in place. With ``collectives`` also that of
-    DistCollective, which then computes what a single rank would."""
+    """Add to ``model`` the function body of every dialect op it uses, in place. With ``collectives`` also
+    that of DistCollective, which then computes what a single rank would."""
     used = {node.op_type for node in model.graph if node.domain == "mm2c"}
     for op_type in sorted(used):
         if op_type == "DistCollective" and not collectives:

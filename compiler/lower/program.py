@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from mm2c_runtime.manifest import Collective
 
 from mm2c.weights.recipe import Recipe
+from mm2c_runtime.manifest import Collective
 
 
 @dataclass
 class LoweredRank:
     """A graph that ONNX Runtime runs, but for its DistCollective nodes.
 
-    ``recipes`` has every initializer without data. ``in_place`` and ``padded`` are the manifest's: whether cache
-    outputs may be bound to cache inputs, and whether rows shorter than the step are allowed.
+    ``recipes`` has every initializer without data. ``in_place`` and ``padded`` are the manifest's: whether
+    cache outputs may be bound to cache inputs, and whether rows shorter than the step are allowed.
     """
 
     model: ir.Model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def transposed(recipe: Recipe) -> Recipe:
 
 
 class Writer:
-    """Adds nodes before one node of ``model``; every name begins with ``scope``, so runs agree on all names."""
+    """Adds nodes before one node of ``model``; every name begins with ``scope``: runs agree on all names."""
 
     def __init__(self, model: ir.Model, recipes: dict[str, Recipe], before: ir.Node, scope: str) -> None:
         self._graph = model.graph
@@ -48,21 +49,31 @@ class Writer:
         self._scope = scope
 
     def emit(
-        self, op: str, inputs: list[ir.Value | None], name: str, *, domain: str = "", outputs: int = 1, **attributes: Any
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        *,
+        domain: str = "",
+        outputs: int = 1,
+        kind: ir.DataType = ir.DataType.FLOAT,
+        **attributes: Any,
     ) -> tuple[ir.Value, ...]:
-        """Append a node; outputs are f32 values named ``scope.name`` (``.1``, ``.2`` … after the first)."""
-        node = ir.node(op, inputs, attributes, domain=domain, num_outputs=outputs, name=f"{self._scope}.{name}")
+        """Append a node; outputs are of dtype ``kind`` and named ``scope.name``, then ``scope.name.1`` …"""
+        node = ir.node(
+            op, inputs, attributes, domain=domain, num_outputs=outputs, name=f"{self._scope}.{name}"
+        )
         for i, value in enumerate(node.outputs):
             value.name = f"{self._scope}.{name}" + (f".{i}" if i else "")
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+            value.type = ir.TensorType(kind)
         self._graph.insert_before(self._before, node)
         return tuple(node.outputs)
 
-    def one(self, op: str, inputs: list[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
+    def one(self, op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
         """``emit`` of a node with one output."""
         return self.emit(op, inputs, name, **attributes)[0]
 
-    def contrib(self, op: str, inputs: list[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
+    def contrib(self, op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
         """``one`` of ONNX Runtime's own domain."""
         return self.emit(op, inputs, name, domain=CONTRIB, **attributes)[0]
 
@@ -73,7 +84,9 @@ class Writer:
             return known
         array = np.asarray(data, np.float32 if isinstance(data, float) else None)
         tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self._graph.register_initializer(value)
         return value
 

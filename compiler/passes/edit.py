@@ -16,7 +16,7 @@ _WEIGHT_PREPARATION = frozenset({"Cast", "Transpose", "Identity"})
 
 
 class PassError(RuntimeError):
-    """A graph is not what a pass requires, or not what it promises: a defect of the compiler, not of the user."""
+    """A graph is not what a pass requires, or not what it promises: a defect of the compiler."""
 
 
 def nodes_of(graph: RankGraph, op_type: str) -> Iterator[ir.Node]:
@@ -39,6 +39,13 @@ def name_of(value: ir.Value | None) -> str:
     return value.name
 
 
+def present(value: ir.Value | None) -> ir.Value:
+    """The value itself. Raises PassError where it is absent: the dialect has no optional inputs."""
+    if value is None:
+        raise PassError("a node of the dialect lacks an input")
+    return value
+
+
 def shape_of(graph: RankGraph, name: str) -> tuple[int, ...]:
     """Static shape of a tensor, from its recipe."""
     return graph.recipes[name].shape
@@ -59,7 +66,7 @@ def narrow_tensor(graph: RankGraph, name: str, axis: int, start: int, stop: int)
 
 
 def blocks(start: int, stop: int, size: int, block: int) -> tuple[int, int]:
-    """The scale entries of elements [start, stop) of an axis of ``size``. Raises PassError if a block is cut."""
+    """The scale entries of elements [start, stop) of an axis of ``size``. PassError if one is cut."""
     if start % block or (stop % block and stop != size):
         raise PassError(f"elements [{start}, {stop}) of {size} cut a scale block of {block}")
     return start // block, -(-stop // block)
@@ -138,14 +145,16 @@ def integers(graph: RankGraph, name: str, data: int | Sequence[int]) -> ir.Value
     import numpy as np
 
     tensor = ir.tensor(np.asarray(data, dtype=np.int64), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.model.graph.register_initializer(value)
     return value
 
 
 def clear_intermediate_shapes(model: ir.Model) -> None:
-    """Forget the shapes of everything between inputs and outputs: after a change of widths they are stale, and
-    ONNX Runtime refuses a graph whose declared shapes disagree with inference."""
+    """Forget the shapes of everything between inputs and outputs: after a change of widths they are stale,
+    and ONNX Runtime refuses a graph whose declared shapes disagree with inference."""
     outputs = {id(value) for value in model.graph.outputs}
     for node in model.graph:
         for value in node.outputs:

@@ -23,7 +23,9 @@ def check_mapping(config: ModelConfig, formats: WeightFormats, mapping: Mapping)
         raise UserError(f"rank {mapping.rank} is outside the {mapping.tp} ranks of --tp {mapping.tp}")
     fault = _head_fault(config, formats, mapping.tp)
     if fault:
-        raise UserError(f"--tp {mapping.tp}: {fault}", remedy=f"legal values of --tp: {_listed(_tps(config, formats))}")
+        raise UserError(
+            f"--tp {mapping.tp}: {fault}", remedy=f"legal values of --tp: {_listed(_tps(config, formats))}"
+        )
     fault = _expert_fault(config, formats, mapping.tp, mapping.ep)
     if fault:
         eps = [ep for ep in range(1, mapping.tp + 1) if not _expert_fault(config, formats, mapping.tp, ep)]
@@ -70,14 +72,16 @@ def _expert_fault(config: ModelConfig, formats: WeightFormats, tp: int, ep: int)
     width = config.intermediate // cut
     fp8 = any(module.endswith(".experts") for module in formats.fp8)
     if cut > 1 and fp8 and width % BLOCK:
-        return f"a rank's slice {width} of the expert intermediate is not a multiple of the FP8 scale block {BLOCK}"
+        return f"a rank's slice {width} of the expert intermediate cuts an FP8 scale block of {BLOCK}"
     return ""
 
 
 def _tps(config: ModelConfig, formats: WeightFormats) -> list[int]:
     def legal(tp: int) -> bool:
         eps = range(1, tp + 1)
-        return not _head_fault(config, formats, tp) and any(not _expert_fault(config, formats, tp, e) for e in eps)
+        return not _head_fault(config, formats, tp) and any(
+            not _expert_fault(config, formats, tp, e) for e in eps
+        )
 
     return [tp for tp in range(1, _WIDEST + 1) if legal(tp)]
 

@@ -1,4 +1,4 @@
-"""Narrowing a recipe: a slice is pushed down to the checkpoint tensors, so that no byte outside it is read."""
+"""Narrowing a recipe: slices are pushed down to the checkpoint tensors; no byte outside them is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def narrow(recipe: Recipe, axis: int, start: int, stop: int) -> Recipe:
       2. Slice, same axis          -> one Slice with the offsets added
       3. Cast                      -> Cast of the narrowed tensor
       4. Stack, axis 0             -> Stack of the parts in range; other axes -> Stack of narrowed parts
-      5. Concat, its own axis      -> Concat of the parts (or their pieces) in range; other axes -> of each part
+      5. Concat, its own axis      -> Concat of the parts (or their pieces) in range; other axes -> of each
+         part
       6. anything else             -> Slice around it
 
     Raises:

@@ -14,8 +14,8 @@ from mm2c.weights.recipe import RankGraph
 def shard(graph: RankGraph, config: ModelConfig, mapping: Mapping) -> RankGraph:
     """The graph of ``mapping.rank``; ``graph`` is left as it is, and returned itself when tp is 1.
 
-    Names of tensors, values and collectives are the same on every rank. Ensures three all_reduces a layer, one
-    behind the embedding, and one all_gather behind the head.
+    Names of tensors, values and collectives are the same on every rank. Ensures three all_reduces a layer,
+    one behind the embedding, and one all_gather behind the head.
 
     Raises:
         UserError: the mapping is not legal for this model.
@@ -36,8 +36,10 @@ def _ensure(graph: RankGraph, config: ModelConfig) -> None:
     kinds = [n.attributes["collective_operation"].as_string() for n in nodes_of(graph, "DistCollective")]
     expected = 3 * config.layers + 1
     if kinds.count("all_reduce") != expected or kinds.count("all_gather") != 1:
-        raise PassError(f"{kinds.count('all_reduce')} all_reduces and {kinds.count('all_gather')} all_gathers, "
-                        f"where {expected} and 1 were expected")
+        raise PassError(
+            f"{kinds.count('all_reduce')} all_reduces and {kinds.count('all_gather')} all_gathers, "
+            f"where {expected} and 1 were expected"
+        )
     for name, recipe in graph.recipes.items():
         value = graph.model.graph.initializers.get(name)
         if value is not None and value.shape is not None and tuple(value.shape) != recipe.shape:

@@ -31,7 +31,8 @@ def shard_experts(graph: RankGraph, config: ModelConfig, mapping: Mapping) -> Ra
       4. scales: the blocks of those slices
       5. all_reduce over all ranks behind the experts' output (a rank adds nothing for experts it lacks)
 
-    Requires ep to divide tp and the experts, and slices of whole scale blocks. Ensures one collective a layer.
+    Requires ep to divide tp and the experts, and slices of whole scale blocks. Ensures one collective a
+    layer.
     """
     if mapping.tp % mapping.ep or config.experts % mapping.ep or config.intermediate % mapping.moe_tp:
         raise PassError(f"{mapping} does not cut {config.experts} experts of width {config.intermediate}")
@@ -61,7 +62,9 @@ def _shard_layer(
         size = config.intermediate
         block_n, block_k = node.attributes["block_n"].as_int(), node.attributes["block_k"].as_int()
         if size % block_n:
-            raise PassError(f"gate and up share a scale block of {gate_up}: {size} is not a multiple of {block_n}")
+            raise PassError(
+                f"gate and up share a scale block of {gate_up}: {size} is not a multiple of {block_n}"
+            )
         _narrow_halves(graph, f"{gate_up}_scale_inv", *blocks(start, stop, size, block_n))
         narrow_tensor(graph, f"{down}_scale_inv", 2, *blocks(start, stop, size, block_k))
 

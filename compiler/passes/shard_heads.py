@@ -23,8 +23,8 @@ def shard_heads(graph: RankGraph, config: ModelConfig, mapping: Mapping) -> Rank
 
     Rewrite rules, per layer:
       1. q_proj, k_proj, v_proj: rows of the rank's heads (and the block scales of those rows)
-      2. q_norm, k_norm: the same entries of the weight; ``q_total``/``k_total`` stay the GLOBAL widths, because
-         the norm runs over all heads
+      2. q_norm, k_norm: the same entries of the weight; ``q_total``/``k_total`` stay the GLOBAL widths,
+         because the norm runs over all heads
       3. M2Attention: ``heads`` and ``kv_heads`` become the rank's; cache inputs and outputs likewise
       4. the two sums of squares s[B, S, 2] -> ONE all_reduce message
       5. o_proj: columns of the rank's query heads, all_reduce behind it
@@ -69,7 +69,10 @@ def narrow_linear(graph: RankGraph, module: str, axis: int, start: int, stop: in
 
 
 def _narrow_attention(node: ir.Node, config: ModelConfig, tp: int) -> None:
-    if (node.attributes["q_total"].as_int(), node.attributes["k_total"].as_int()) != (config.q_width, config.kv_width):
+    if (node.attributes["q_total"].as_int(), node.attributes["k_total"].as_int()) != (
+        config.q_width,
+        config.kv_width,
+    ):
         raise PassError(f"{node.name}: the norm's divisors are not the model's widths")
     node.attributes["heads"] = ir.AttrInt64("heads", config.heads // tp)
     node.attributes["kv_heads"] = ir.AttrInt64("kv_heads", config.kv_heads // tp)

@@ -58,7 +58,9 @@ def _shard_embedding(graph: RankGraph, rows: int, mapping: Mapping) -> None:
         raise PassError(f"{EMBEDDING} is not read by a Gather on axis 0 but by {gather.op_type}")
 
     zero = integers(graph, "vocabulary.zero", 0)
-    local = _before(graph, gather, "Sub", [ids, integers(graph, "vocabulary.first", mapping.rank * rows)], "local")
+    local = _before(
+        graph, gather, "Sub", [ids, integers(graph, "vocabulary.first", mapping.rank * rows)], "local"
+    )
     low = _before(graph, gather, "GreaterOrEqual", [local, zero], "not_below")
     high = _before(graph, gather, "Less", [local, integers(graph, "vocabulary.rows", rows)], "not_above")
     own = _before(graph, gather, "And", [low, high], "own")
@@ -77,7 +79,9 @@ def _shard_embedding(graph: RankGraph, rows: int, mapping: Mapping) -> None:
     nothing.outputs[0].name = "vocabulary.nothing"
     masked = ir.node("Where", [mask, embedded, nothing.outputs[0]], name="vocabulary.masked")
     masked.outputs[0].type = embedded.type
-    users_of_embedded = [(u.node, u.idx) for u in embedded.uses() if u.node is not masked and u.node is not nothing]
+    users_of_embedded = [
+        (u.node, u.idx) for u in embedded.uses() if u.node is not masked and u.node is not nothing
+    ]
     for node, index in users_of_embedded:
         node.replace_input_with(index, masked.outputs[0])
     masked.outputs[0].name = "vocabulary.masked"

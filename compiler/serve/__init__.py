@@ -1,1 +1,1 @@
-"""Running a bundle under a real tritonserver: finding it, starting it, watching it, and leaving nothing behind."""
+"""Running a bundle under a real tritonserver: finding, starting, watching it, and leaving nothing behind."""

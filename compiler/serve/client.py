@@ -23,7 +23,7 @@ _WIDER = {"seed": (np.int64, "INT64"), "random_seed": (np.uint64, "UINT64")}
 
 @dataclass(frozen=True)
 class Part:
-    """What one response adds; ``tool_calls`` are OpenAI-shaped deltas. The last one has ``finish_reason`` set."""
+    """What one response adds; ``tool_calls`` are OpenAI-shaped deltas. The last one has ``finish_reason``."""
 
     reasoning: str = ""
     text: str = ""
@@ -34,7 +34,10 @@ class Part:
 
 
 class TritonClient:
-    """A connection to ``url`` (host:port of gRPC). Raises UserError where nobody answers or the model is not there."""
+    """A connection to ``url`` (host:port of gRPC).
+
+    Raises UserError where nobody answers or the server is not ready.
+    """
 
     def __init__(self, url: str) -> None:
         import tritonclient.grpc as grpc
@@ -54,12 +57,18 @@ class TritonClient:
                 exit_code=1,
             )
 
-    def ask(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **options: Any) -> Iterator[Part]:
+    def ask(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **options: Any
+    ) -> Iterator[Part]:
         """Stream the answer to a conversation. ``options``: input tensors by name; None is left out.
 
         Raises RequestError with Triton's reason where the request fails. Leaving the loop early cancels it.
         """
-        fields = {"messages": json.dumps(messages), "tools": json.dumps(tools) if tools else None, "stream": True}
+        fields = {
+            "messages": json.dumps(messages),
+            "tools": json.dumps(tools) if tools else None,
+            "stream": True,
+        }
         inputs = [self._tensor(n, v) for n, v in {**fields, **options}.items() if v is not None]
         answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         # A client of its own for each request: a tritonclient holds one stream, and an error ends it.

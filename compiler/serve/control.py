@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Control:
-    """Every call opens its own connection. Raises OSError or http.client.HTTPException when nobody answers."""
+    """Every call opens its own connection. Raises OSError or HTTPException when nobody answers."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host

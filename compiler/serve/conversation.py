@@ -58,7 +58,7 @@ class Conversation:
         self.messages.append({"role": "tool", "tool_call_id": call["id"], "name": name, "content": text})
 
     def answer(self, on_part: Callable[[AnswerPart], None] = lambda part: None) -> Answer:
-        """Ask, hand every part to ``on_part`` as it comes, and remember the answer as the assistant's message.
+        """Ask, hand every part to ``on_part`` as it comes, and remember the answer as a message.
 
         An answer that fails or is interrupted leaves the conversation as it was.
         """

@@ -74,7 +74,7 @@ def wheel_root() -> Path | None:
 
 
 def libpython_folder() -> Path | None:
-    """Where ``libpython3.x.so`` lies, which the stub is linked against; None where the system's loader knows it."""
+    """Where ``libpython3.x.so`` lies, which the stub needs; None where no folder of Python has it."""
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so*"
     libdir = Path(sysconfig.get_config_var("LIBDIR") or "/nowhere")
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""

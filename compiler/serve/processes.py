@@ -36,7 +36,7 @@ def stubs_of(server: int) -> dict[str, int]:
 
 
 def marked(variable: str, value: str) -> list[int]:
-    """Processes of this user that were started with ``variable=value`` in their environment, this one excepted."""
+    """Processes of this user with ``variable=value`` in their environment, this one excepted."""
     mark = f"{variable}={value}".encode()
     found = []
     for pid in _pids():

@@ -1,4 +1,4 @@
-"""The folder of one running server: links to Triton's Python backend, the engine's socket, the readiness flag."""
+"""The folder of one running server: links to the Python backend, the engine's socket, the readiness flag."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunDirectory:
         return self.path.name.replace("-", "_") + "_"
 
     def remove_shared_memory(self) -> None:
-        """What killed stubs left in /dev/shm. Only ever this server's: the prefix carries the folder's random name."""
+        """What killed stubs left in /dev/shm; only this server's, as the prefix carries the folder's name."""
         for region in SHARED_MEMORY.glob(self.shared_memory_prefix + "*"):
             region.unlink(missing_ok=True)
 

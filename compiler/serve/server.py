@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from mm2c.serve.run_directory import RunDirectory
 
 MARK = "MM2C_SERVE_RUN"  # every process below the server carries it: how orphans are found
 LOG_TAIL = 25  # lines shown when a start fails
+# Of Triton's log: information, warnings, tables, blank lines, and what it says wherever there is no GPU.
+_CHATTER = re.compile(r"[IW]\d{4} |[+|]|\s*$|.*(CudaDriverHelper has not been|Failed to initialize NVML)")
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
@@ -73,7 +76,7 @@ class Server:
         return None if self._process is None else self._process.poll()
 
     def wait_ready(self, timeout: float, tick: Callable[[], None] = lambda: None) -> None:
-        """Raises UserError with the end of the log when the server ends, or is not ready after ``timeout`` seconds."""
+        """Raises UserError with the end of the log when the server ends, or ``timeout`` seconds are over."""
         end = time.monotonic() + timeout
         while not self.control.ready():
             status = self.exit_status()
@@ -81,7 +84,7 @@ class Server:
                 raise UserError(
                     f"tritonserver ended while it started (status {status})\n{self.log_tail()}",
                     where=str(self._settings.log),
-                    remedy="the end of its log is above; the cause is usually the first line that begins with E",
+                    remedy="its errors are above, the whole log is in that file",
                     exit_code=1,
                 )
             if time.monotonic() > end:
@@ -120,11 +123,12 @@ class Server:
         self._run.socket.unlink(missing_ok=True)
 
     def log_tail(self, lines: int = LOG_TAIL) -> str:
+        """The last lines that say something: Triton's errors and what its children wrote."""
         try:
             text = self._settings.log.read_text(errors="replace")
         except OSError:
             return ""
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join([line for line in text.splitlines() if not _CHATTER.match(line)][-lines:])
 
     def command(self) -> list[str]:
         settings, ports = self._settings, self._settings.ports

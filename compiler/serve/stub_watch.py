@@ -22,8 +22,8 @@ class StubWatch:
     def dead(self) -> list[str]:
         """Models that Triton calls ready although their stub is gone.
 
-        A model that is being unloaded or loaded has no stub either, so one is reported only when it is missing at
-        two looks in a row. Raises OSError when the server does not answer.
+        A model that is being unloaded or loaded has no stub either, so one is reported only when it is
+        missing at two looks in a row. Raises OSError when the server does not answer.
         """
         gone = {model for model, pid in self._stubs.items() if not alive(pid)} | self._missing
         if not gone:

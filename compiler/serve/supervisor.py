@@ -1,10 +1,11 @@
 """Keeping a server well until it is told to stop.
 
-Triton does not notice when a Python stub dies: it goes on calling itself ready, and requests in flight hang. So the
-supervisor watches the stubs. Which remedy depends on what was lost with the stub:
+Triton does not notice when a Python stub dies: it goes on calling itself ready, and requests in flight hang.
+So the supervisor watches the stubs. Which remedy depends on what was lost with the stub:
 
-- minimax_m2: its engine died with it, and with the engine every generation in flight. The whole server is replaced:
-  clients get a closed connection at once instead of waiting for ever, and refused connections are honest unreadiness.
+- minimax_m2: its engine died with it, and with the engine every generation in flight. The whole server is
+  replaced: clients get a closed connection at once instead of waiting for ever, and refused connections are
+  honest unreadiness.
 - any other model: unload and load, a third of a second, while streams go on.
 """
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch import Tensor
+
 from mm2c import dialect
 from mm2c.config import ModelConfig
 from mm2c.trace import standard
-from torch import Tensor
 
 
 @dataclass

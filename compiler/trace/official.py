@@ -12,10 +12,11 @@ from types import MethodType
 from typing import Any
 
 import torch
-from mm2c.config import BLOCK, ModelConfig, WeightFormats
 from torch import Tensor
 from transformers import MiniMaxM2Config, MiniMaxM2ForCausalLM
 from transformers.models.minimax_m2 import modeling_minimax_m2 as official
+
+from mm2c.config import BLOCK, ModelConfig, WeightFormats
 
 _DTYPES = {
     "f32": torch.float32,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+
 from mm2c.weights import rope
 from mm2c.weights.dtypes import NUMPY, widen
 from mm2c.weights.recipe import (
@@ -51,7 +52,8 @@ def evaluate(recipe: Recipe, reader: TensorReader, region: Region | None = None)
     region = whole(recipe.shape) if region is None else region
     if isinstance(recipe, Source):
         rows = reader.read_rows(recipe.key, *region[0])
-        return rows[(slice(None), *(slice(*bounds) for bounds in region[1:]))]
+        box = tuple(slice(*bounds) for bounds in region[1:])
+        return rows[(slice(None), *box)] if box else rows
     if isinstance(recipe, Slice):
         start, stop = region[recipe.axis]
         return evaluate(

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any, Protocol
 
 import numpy as np
+
 from mm2c.checkpoint.shard import TensorInfo
 from mm2c.checkpoint.values import require_finite
 

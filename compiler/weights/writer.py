@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mm2c.errors import UserError
 from mm2c.progress import Progress, Quiet, Stage
 from mm2c.weights.evaluate import nbytes, stream
@@ -22,7 +23,8 @@ from mm2c.weights.recipe import Recipe
 from mm2c.weights.shared_reader import SharedReader, TensorFiles
 
 CHUNK = 16 << 20  # bytes of one piece of a tensor
-_QUEUED = 4  # pieces waiting to be hashed and written
+_QUEUED = 2  # pieces waiting for each of the threads that hash and write
+_WRITERS = 8  # such threads at most; sha256 is what takes the time
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,7 +61,10 @@ def write_all(
         for job, layout in zip(jobs, layouts, strict=True):
             outputs.append(_Output(job.path, layout))
         total = sum(layout.size for layout in layouts)
-        with (progress or Quiet()).stage("Writing weights", total) as stage, _Background(stage) as background:
+        with (
+            (progress or Quiet()).stage("Writing weights", total) as stage,
+            _Background(outputs, stage) as background,
+        ):
             for output, layout in zip(outputs, layouts, strict=True):
                 background.put(output, layout.header)
             reader = SharedReader(checkpoint)
@@ -168,41 +173,53 @@ class _Output:
     def discard(self) -> None:
         with suppress(OSError):
             self.file.close()
+        with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
 
 class _Background:
-    """Hashes and writes in a thread of its own, while the next piece is read and converted."""
+    """Hashes and writes in threads of their own, while the next piece is read and converted. A file belongs
+    to one thread, so its pieces stay in order."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, outputs: Sequence[_Output], stage: Stage) -> None:
         self._stage = stage
-        self._queue: queue.Queue[tuple[_Output, memoryview] | None] = queue.Queue(_QUEUED)
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="mm2c-weights", daemon=True)
+        count = max(1, min(_WRITERS, os.cpu_count() or 1, len(outputs)))
+        self._queues: list[queue.Queue[tuple[_Output, memoryview] | None]] = [
+            queue.Queue(_QUEUED) for _ in range(count)
+        ]
+        self._owner = {output: self._queues[number % count] for number, output in enumerate(outputs)}
+        self._threads = [
+            threading.Thread(target=self._run, args=(own,), name="mm2c-weights", daemon=True)
+            for own in self._queues
+        ]
 
     def __enter__(self) -> _Background:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def put(self, output: _Output, data: bytes | np.ndarray[Any, Any]) -> None:
         if self._error is not None:
             raise self._error
         view = memoryview(data) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
-        self._queue.put((output, view))
+        self._owner[output].put((output, view))
+        self._stage.advance(len(view))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        for own in self._queues:
+            own.put(None)
+        for thread in self._threads:
+            thread.join()
         if self._error is not None and error is None:
             raise self._error
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+    def _run(self, own: queue.Queue[tuple[_Output, memoryview] | None]) -> None:
+        while (item := own.get()) is not None:
             if self._error is not None:
                 continue  # drain, so that the producer never blocks
             output, data = item
             try:
                 output.write(data)
-                self._stage.advance(len(data))
             except BaseException as error:
                 self._error = error

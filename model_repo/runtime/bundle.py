@@ -9,6 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+
 from mm2c_runtime.checksums import check_contents, check_sizes
 from mm2c_runtime.completion import Completion, CompletionDelta, Stream
 from mm2c_runtime.detokenizer import TokenBytes
@@ -20,8 +23,6 @@ from mm2c_runtime.kv import RowPool
 from mm2c_runtime.manifest import FORMAT, Manifest
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.scheduling.scheduler import Scheduler
-from pydantic import ValidationError
-from tokenizers import Tokenizer
 
 Checksums = Literal["none", "sizes", "full"]
 

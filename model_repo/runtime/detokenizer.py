@@ -12,8 +12,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mm2c_runtime.errors import BundleError
 from tokenizers import Tokenizer
+
+from mm2c_runtime.errors import BundleError
 
 
 def _byte_of_char() -> dict[str, int]:

@@ -14,15 +14,15 @@ from mm2c_runtime.answer import Answer, Event, FinishReason
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine_stats import Statistics
 from mm2c_runtime.errors import Code, RequestError
-from mm2c_runtime.generation import Generation, Preparer
+from mm2c_runtime.generation import Preparer, new_sequence
 from mm2c_runtime.options import invalid
 from mm2c_runtime.parsing import MessageStream
 from mm2c_runtime.requests import GenerateRequest
-from mm2c_runtime.scheduling.allowed import AllowedTokens
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
 from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.step import StepBatch, StepResult
 
+MAX_REQUESTS = 4096  # running and waiting together
 OnEvent = Callable[[Event], None]
 log = logging.getLogger("mm2c.engine")
 
@@ -69,7 +69,7 @@ class Engine:
         self._ids: set[str] = set()  # submitted and not ended
         self._changed = threading.Condition()
         self._refusal: str | None = None  # why nothing more is taken
-        self._stopping = False
+        self._stopping = self._closed = False
         self._thread = threading.Thread(target=self._run, name="mm2c-engine", daemon=True)
         self._thread.start()
 
@@ -78,19 +78,7 @@ class Engine:
     def submit(self, request_id: str, request: GenerateRequest, on_event: OnEvent) -> None:
         """Renders and tokenises here, then queues. Raises RequestError; no event follows a raise."""
         generation = self.preparer.prepare(request)
-        deadline = None if generation.timeout is None else time.monotonic() + generation.timeout
-        sequence = Sequence(
-            id=request_id,
-            prompt=generation.prompt,
-            max_tokens=generation.max_tokens,
-            sampling=generation.sampling,
-            min_tokens=generation.min_tokens,
-            stop_tokens=generation.stop_tokens,
-            allowed=_allowed(generation, self.preparer.vocab),
-            logprobs=generation.logprobs,
-            priority=generation.priority,
-            deadline=deadline,
-        )
+        sequence = new_sequence(request_id, generation, self.preparer.vocab, now=time.monotonic())
         parser = None
         if generation.parse:
             parser = MessageStream(generation.tools, starts_in_reasoning=generation.starts_in_reasoning)
@@ -100,6 +88,8 @@ class Engine:
                 raise RequestError("UNAVAILABLE", self._refusal)
             if request_id in self._ids:
                 raise invalid(f"a request with id {request_id} is already running")
+            if len(self._ids) >= MAX_REQUESTS:
+                raise RequestError("RESOURCE_EXHAUSTED", f"{MAX_REQUESTS} requests are waiting; try later")
             self._ids.add(request_id)
             self._commands.append(("submit", _Running(sequence, answer, on_event)))
             self._changed.notify()
@@ -132,14 +122,17 @@ class Engine:
             return self._changed.wait_for(lambda: not self._ids, timeout)
 
     def close(self) -> None:
-        """Fails what is in flight with UNAVAILABLE, ends the thread, closes the executor."""
+        """Fails what is in flight with UNAVAILABLE, ends the thread, closes the executor. Safe to repeat."""
         with self._changed:
             self._refusal = self._refusal or "the engine is closed"
             self._stopping = True
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-        self._executor.close()
+        with self._changed:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._executor.close()
 
     # The engine thread
 
@@ -287,14 +280,3 @@ class Engine:
                 self._running[value.sequence.id] = value
         for running in list(self._running.values()):
             self._error(running, "UNAVAILABLE", reason)
-
-
-def _allowed(generation: Generation, vocab: int) -> AllowedTokens | None:
-    if not generation.min_tokens and not generation.bad_words:
-        return None
-    return AllowedTokens(
-        vocab,
-        min_tokens=generation.min_tokens,
-        stop_tokens=generation.stop_tokens,
-        bad_words=generation.bad_words,
-    )

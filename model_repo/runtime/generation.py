@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tokenizers import Tokenizer
+
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.options import invalid
 from mm2c_runtime.requests import GenerateRequest
+from mm2c_runtime.scheduling.allowed import AllowedTokens
+from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.step import SamplingParams
-from tokenizers import Tokenizer
 
 
 class Template(Protocol):
@@ -41,7 +45,7 @@ class GenerationDefaults:
     max_tokens: int | None = None
 
     @classmethod
-    def load(cls, path: Path, *, eos: Sequence[int] = ()) -> GenerationDefaults:
+    def load(cls, path: Path, *, eos: Iterable[int] = ()) -> GenerationDefaults:
         """Reads the file; a missing one or a missing key leaves sampling unfiltered. ``eos`` is used where
         the file names none. ``do_sample: false`` is temperature 0."""
         config: dict[str, Any] = {}
@@ -106,6 +110,7 @@ class Preparer:
         self.tokenizer, self.template, self.defaults = tokenizer, template, defaults
         self.context, self.vocab = context, vocab
         self._will_reason = will_reason
+        self._rendering = threading.Lock()  # a template counts its steps in one place
 
     def prepare(self, request: GenerateRequest) -> Generation:
         """Raises RequestError INVALID_ARGUMENT where the prompt or an id does not fit this model."""
@@ -156,9 +161,10 @@ class Preparer:
             return request.text_input
         assert request.messages is not None
         tools = list(request.tools) if request.tools else None
-        return self.template.render(
-            list(request.messages), tools, add_generation_prompt=True, **request.template_options
-        )
+        with self._rendering:
+            return self.template.render(
+                list(request.messages), tools, add_generation_prompt=True, **request.template_options
+            )
 
     def _max_tokens(self, prompt: int, asked: int | None) -> int:
         left = self.context - prompt
@@ -173,7 +179,7 @@ class Preparer:
             )
         return asked
 
-    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def _bad_words(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
         """Each word as it is spelled at the start of a text and after a space."""
         spelled = []
         for word in words:
@@ -182,3 +188,27 @@ class Preparer:
                 if ids:
                     spelled.append(ids)
         return tuple(dict.fromkeys(spelled))
+
+
+def new_sequence(request_id: str, generation: Generation, vocab: int, *, now: float) -> Sequence:
+    """What the scheduler is given; its deadline is on the clock of ``now``."""
+    allowed = None
+    if generation.min_tokens or generation.bad_words:
+        allowed = AllowedTokens(
+            vocab,
+            min_tokens=generation.min_tokens,
+            stop_tokens=generation.stop_tokens,
+            bad_words=generation.bad_words,
+        )
+    return Sequence(
+        id=request_id,
+        prompt=generation.prompt,
+        max_tokens=generation.max_tokens,
+        sampling=generation.sampling,
+        min_tokens=generation.min_tokens,
+        stop_tokens=generation.stop_tokens,
+        allowed=allowed,
+        logprobs=generation.logprobs,
+        priority=generation.priority,
+        deadline=None if generation.timeout is None else now + generation.timeout,
+    )

@@ -61,7 +61,9 @@ class RowPool:
     def allocate(self, tokens: int) -> int:
         """The row of a new, prefilling sequence, for which ``tokens`` are set aside. ValueError unless it fits."""
         if not self.fits(tokens):
-            raise ValueError(f"no row for {tokens} tokens: {self.free} rows and {self.free_tokens} tokens are free")
+            raise ValueError(
+                f"no row for {tokens} tokens: {self.free} rows and {self.free_tokens} tokens are free"
+            )
         row = self._lowest_free()
         self._rows[row] = _Row(tokens, 0)
         self._reserved += tokens

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,5 +27,20 @@ def fake_server(fake_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from served import Served
 
     server = Served(fake_bundle, tmp_path_factory.mktemp("fake-server"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def bundle_server(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """The demo checkpoint at tp 4, built by the pipeline and served."""
+    from served import Served
+
+    from mm2c.pipeline import build_bundle
+    from mm2c.request import BuildRequest
+
+    bundle = tmp_path_factory.mktemp("served") / "tiny-m2-tp4"
+    build_bundle(BuildRequest(source=str(tiny_m2), output=bundle, tp=4, fp8=True, context=1024))
+    server = Served(bundle, tmp_path_factory.mktemp("bundle-server"))
     yield server
     server.stop()

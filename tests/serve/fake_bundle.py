@@ -1,4 +1,4 @@
-"""A bundle whose engine computes nothing: the real Triton models and stubs, the fake engine behind the socket."""
+"""A bundle whose engine computes nothing: real Triton models and stubs, a fake engine behind the socket."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""An engine that computes nothing: it speaks the engine's protocol at a steady pace, so that Triton's side is tested.
+"""An engine that computes nothing: it speaks the engine's protocol at a steady pace, so that Triton's side is
+tested.
 
-A fake bundle carries this file as ``mm2c_runtime/server/process.py``; everything else in it is real. A prompt P gives
-the tokens "P0 P1 P2 …", ``max_tokens`` of them (16), one each 10 ms for every request. With messages it thinks
-first; with tools it then calls the first one. The prompt CENSUS is answered with the number of requests running.
+A fake bundle carries this file as ``mm2c_runtime/server/process.py``; everything else in it is real. A prompt
+P gives the tokens "P0 P1 P2 …", ``max_tokens`` of them (16), one each 10 ms for every request. With messages
+it thinks first; with tools it then calls the first one. The prompt CENSUS is answered with the number of
+requests running.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ STEP_SECONDS = float(os.environ.get("MM2C_FAKE_STEP", "0.01"))
 Event = dict[str, Any]
 
 
+clients: list[Client] = []
+
+
 class Client:
     """One connection; ``active`` holds the events still to come of each of its requests."""
-
-    all: list[Client] = []
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
@@ -72,7 +75,7 @@ class Client:
             return
         self.send({"type": "started", "id": id, "num_input_tokens": 3, "seed": 0})
         if fields.get("text_input") == CENSUS:
-            count = sum(len(client.active) for client in Client.all)
+            count = sum(len(client.active) for client in clients)
             self.active[id] = [_delta(text=f"#{count}#"), _finish(id, "stop", 1)]
         else:
             self.active[id] = _events(id, fields)
@@ -96,7 +99,15 @@ def _events(id: str, fields: dict[str, Any]) -> list[Event]:
 
 
 def _delta(**said: Any) -> Event:
-    return {"type": "delta", "text": "", "reasoning": "", "tool_calls": [], "token_ids": [], "logprobs": None, **said}
+    return {
+        "type": "delta",
+        "text": "",
+        "reasoning": "",
+        "tool_calls": [],
+        "token_ids": [],
+        "logprobs": None,
+        **said,
+    }
 
 
 def _finish(id: str, reason: str, count: int) -> Event:
@@ -119,13 +130,13 @@ def main() -> None:
     def accept() -> None:
         while True:
             stream, _ = listener.accept()
-            Client.all.append(Client(stream))
-            threading.Thread(target=Client.all[-1].serve, daemon=True).start()
+            clients.append(Client(stream))
+            threading.Thread(target=clients[-1].serve, daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     while True:
         time.sleep(STEP_SECONDS)
-        for client in list(Client.all):
+        for client in list(clients):
             client.step()
 
 

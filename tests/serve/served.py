@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -20,6 +21,8 @@ import tritonclient.grpc as grpc
 MM2C = str(Path(sys.executable).with_name("mm2c"))
 _TYPES = {str: ("BYTES", object), bool: ("BOOL", bool), int: ("INT32", np.int32), float: ("FP32", np.float32)}
 
+_WIDE = {"seed": ("INT64", np.int64), "random_seed": ("UINT64", np.uint64)}
+
 
 class Served:
     """`mm2c serve BUNDLE` on free ports, from READY until ``stop``."""
@@ -35,6 +38,7 @@ class Served:
         assert line, self.errors.read_text()
         ready = json.loads(line)
         self.http, self.grpc, self.triton_pid = ready["http"], ready["grpc"], ready["triton_pid"]
+        self.run = _run_directory(self.triton_pid)
 
     def stop(self, number: int = signal.SIGINT) -> int:
         """The exit status after Ctrl-C (or another signal)."""
@@ -85,6 +89,13 @@ class Served:
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
+def _run_directory(server: int) -> Path:
+    """From the mark that every process below the supervisor carries."""
+    environment = Path(f"/proc/{server}/environ").read_bytes().split(b"\0")
+    (mark,) = [entry for entry in environment if entry.startswith(b"MM2C_SERVE_RUN=")]
+    return Path(os.fsdecode(mark.partition(b"=")[2]))
+
+
 @dataclass
 class Whole:
     """A gathered stream: what its parts say together, and how many responses had output."""
@@ -123,7 +134,7 @@ class Stream:
                     raise error
                 response = result.get_response()
                 if response.outputs:
-                    yield {output.name: _value(result.as_numpy(output.name)) for output in response.outputs}
+                    yield {output.name: _value(result, output.name) for output in response.outputs}
                 if response.parameters["triton_final_response"].bool_param:
                     return
         finally:
@@ -144,6 +155,7 @@ class Stream:
         self._client.stop_stream(cancel_requests=True)
 
     def close(self) -> None:
+        self.cancel()  # closing alone waits for the stream's end
         self._client.close()
 
 
@@ -154,7 +166,7 @@ def tensors(fields: dict[str, Any]) -> list[Any]:
         if name.startswith("unknown_"):
             continue
         items = value if isinstance(value, list) else [value]
-        triton, dtype = ("UINT64", np.uint64) if name == "random_seed" else _TYPES[type(items[0])]
+        triton, dtype = _WIDE.get(name) or _TYPES[type(items[0])]
         raw = [item.encode() for item in items] if triton == "BYTES" else items
         tensor = grpc.InferInput(name, [len(items)], triton)
         tensor.set_data_from_numpy(np.array(raw, dtype=dtype))
@@ -162,6 +174,7 @@ def tensors(fields: dict[str, Any]) -> list[Any]:
     return made
 
 
-def _value(array: np.ndarray[Any, Any]) -> Any:
-    values = [item.decode() if isinstance(item, bytes) else item for item in array.reshape(-1).tolist()]
-    return values if array.dtype == np.int32 and array.size != 1 else (values[0] if values else [])
+def _value(result: Any, name: str) -> Any:
+    """The list of ``token_ids``, the one value of everything else."""
+    values = [i.decode() if isinstance(i, bytes) else i for i in result.as_numpy(name).reshape(-1).tolist()]
+    return values if name == "token_ids" else values[0]

@@ -38,7 +38,9 @@ def test_tool_call_and_its_result(fake_server: Served, tools: str) -> None:
 
 
 def test_results_given_beforehand_are_fed_back(fake_server: Served, tools: str) -> None:
-    done = _chat("--url", fake_server.grpc, "-m", "W?", "--tools", tools, "--tool-result", "get_weather=sun", "--json")
+    done = _chat(
+        "--url", fake_server.grpc, "-m", "W?", "--tools", tools, "--tool-result", "get_weather=sun", "--json"
+    )
     said = json.loads(done.stdout)
     assert [message["role"] for message in said["messages"][:4]] == ["user", "assistant", "tool", "assistant"]
     assert said["messages"][2]["content"] == "sun"

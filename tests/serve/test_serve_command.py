@@ -17,7 +17,11 @@ from served import MM2C
 
 def _serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [MM2C, "serve", *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
+        [MM2C, "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
     )
 
 

@@ -48,7 +48,9 @@ def test_unknown_option_is_refused_by_name(fake_server: Served) -> None:
 
 
 def test_options_that_are_no_tensor_arrive_as_parameters(fake_server: Served) -> None:
-    status, _ = fake_server.post("minimax_m2/generate", text_input="a", min_tokens=1, n=1, priority=2, timeout=10**7)
+    status, _ = fake_server.post(
+        "minimax_m2/generate", text_input="a", min_tokens=1, n=1, priority=2, timeout=10**7
+    )
     assert status == 200
     status, body = fake_server.post("minimax_m2/generate", text_input="a", n=2)
     assert status == 400

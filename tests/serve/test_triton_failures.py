@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mm2c.serve.processes import alive, marked, stubs_of
 from served import Served
 from tritonclient.utils import InferenceServerException
+
+from mm2c.serve.processes import alive, marked, stubs_of
 
 
 @pytest.fixture
@@ -24,18 +25,10 @@ def server(fake_bundle: Path, tmp_path: Path) -> Iterator[Served]:
         server.stop()
 
 
-def _run_of(server: Served) -> Path:
-    """The run directory, from the mark that every process below the server carries."""
-    environment = Path(f"/proc/{server.triton_pid}/environ").read_bytes().split(b"\0")
-    (mark,) = [entry for entry in environment if entry.startswith(b"MM2C_SERVE_RUN=")]
-    return Path(os.fsdecode(mark.partition(b"=")[2]))
-
-
 def _engine_of(server: Served) -> int:
-    run = _run_of(server)
     (pid,) = [
         pid
-        for pid in marked("MM2C_SERVE_RUN", str(run))
+        for pid in marked("MM2C_SERVE_RUN", str(server.run))
         if b"mm2c_runtime.server.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     return pid
@@ -102,8 +95,15 @@ def test_killed_side_stub_is_reloaded_while_streams_go_on(server: Served, model:
     assert sum(1 for _ in parts) > 100
 
 
+def test_killed_server_is_replaced(server: Served) -> None:
+    os.kill(server.triton_pid, signal.SIGKILL)
+    _within(3, lambda: server.ready() == 0)
+    _within(15, lambda: server.ready() == 200)
+    assert server.generate(text_input="t", max_tokens=2)["text_output"] == "t0 t1 "
+
+
 def test_ctrl_c_leaves_nothing_behind(server: Served) -> None:
-    run = _run_of(server)
+    run = server.run
     assert len(_leftovers(run)) >= 7  # server, four stubs, engine, folder: the check sees what it looks for
     stream = server.stream(text_input="t", max_tokens=100000)
     next(iter(stream))
@@ -112,13 +112,15 @@ def test_ctrl_c_leaves_nothing_behind(server: Served) -> None:
 
 
 def test_sigterm_is_a_clean_stop_too(server: Served) -> None:
-    run = _run_of(server)
+    run = server.run
     assert server.stop(signal.SIGTERM) == 0
     assert _leftovers(run) == []
 
 
-def test_killed_supervisor_takes_the_server_with_it(server: Served, fake_bundle: Path, tmp_path: Path) -> None:
-    run = _run_of(server)
+def test_killed_supervisor_takes_the_server_with_it(
+    server: Served, fake_bundle: Path, tmp_path: Path
+) -> None:
+    run = server.run
     server.process.kill()
     server.process.wait()
     _within(15, lambda: not marked("MM2C_SERVE_RUN", str(run)))

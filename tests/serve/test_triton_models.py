@@ -23,7 +23,11 @@ def test_grpc_streams_tokens_as_they_come(fake_server: Served) -> None:
     assert "".join(part["text_output"] for part in seen) == "".join(f"t{n} " for n in range(50))
     assert times[0] < 0.5 * times[-1]  # 50 tokens of 10 ms: the first did not wait for the last
     assert len(seen) > 20
-    assert (seen[-1]["finish_reason"], seen[-1]["num_input_tokens"], seen[-1]["num_output_tokens"]) == ("length", 3, 50)
+    assert (seen[-1]["finish_reason"], seen[-1]["num_input_tokens"], seen[-1]["num_output_tokens"]) == (
+        "length",
+        3,
+        50,
+    )
     assert all("finish_reason" not in part for part in seen[:-1])
 
 
@@ -36,7 +40,11 @@ def test_generate_stream_streams_the_same(fake_server: Served) -> None:
 
 def test_generate_answers_once(fake_server: Served) -> None:
     answer = fake_server.generate(text_input="t", max_tokens=3)
-    assert (answer["text_output"], answer["finish_reason"], answer["num_output_tokens"]) == ("t0 t1 t2 ", "length", 3)
+    assert (answer["text_output"], answer["finish_reason"], answer["num_output_tokens"]) == (
+        "t0 t1 t2 ",
+        "length",
+        3,
+    )
 
 
 def test_messages_give_reasoning_and_tool_call_deltas(fake_server: Served) -> None:
@@ -92,14 +100,13 @@ def test_return_flags_hide_and_show(fake_server: Served) -> None:
         fake_server.stream(text_input="t", max_tokens=4, return_finish_reason=False, return_token_ids=True)
     )
     assert all("finish_reason" not in part for part in parts)
-    ids: list[int] = []
-    for part in parts:
-        ids += part["token_ids"] if isinstance(part["token_ids"], list) else [part["token_ids"]]
-    assert ids == [0, 1, 2, 3]
+    assert [id for part in parts for id in part["token_ids"]] == [0, 1, 2, 3]
 
 
 def test_parse_model_splits_text(fake_server: Served) -> None:
-    out = fake_server.infer("minimax_m2_parse", text=["hm</think>Hello", "plain"], starts_in_reasoning=[True, False])
+    out = fake_server.infer(
+        "minimax_m2_parse", text=["hm</think>Hello", "plain"], starts_in_reasoning=[True, False]
+    )
     assert out["reasoning"].tolist() == [b"hm", b""]
     assert out["content"].tolist() == [b"Hello", b"plain"]
     assert out["tool_calls"].tolist() == [b"[]", b"[]"]
@@ -108,7 +115,8 @@ def test_parse_model_splits_text(fake_server: Served) -> None:
 def test_parse_model_reads_typed_arguments(fake_server: Served) -> None:
     parameters = {"type": "object", "properties": {"days": {"type": "integer"}}}
     tools = json.dumps([{"type": "function", "function": {"name": "f", "parameters": parameters}}])
-    text = '<minimax:tool_call><invoke name="f"><parameter name="days">3</parameter></invoke></minimax:tool_call>'
+    call = '<invoke name="f"><parameter name="days">3</parameter></invoke>'
+    text = f"<minimax:tool_call>{call}</minimax:tool_call>"
     out = fake_server.infer("minimax_m2_parse", text=text, tools=tools, starts_in_reasoning=False)
     (call,) = json.loads(out["tool_calls"][0])
     assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("f", {"days": 3})
@@ -119,9 +127,10 @@ def test_every_input_is_declared_as_the_stub_reads_it(fake_server: Served) -> No
     fields = {
         "text_input": "t", "max_tokens": 2, "min_length": 0, "temperature": 0.7, "top_k": 5, "top_p": 0.9,
         "min_p": 0.0, "repetition_penalty": 1.1, "presence_penalty": 0.1, "frequency_penalty": 0.1,
-        "random_seed": 2**63, "stop_words": ["x", "y"], "stop_token_ids": [1, 2], "bad_words": ["z"], "end_id": 7,
-        "pad_id": 0, "ignore_eos": True, "beam_width": 1, "length_penalty": 1.0, "logprobs": 0, "parse": False,
-        "sampling_parameters": "{}", "exclude_input_in_output": True, "return_num_input_tokens": True,
+        "random_seed": 2**63, "stop_words": ["x", "y"], "stop_token_ids": [1, 2], "bad_words": ["z"],
+        "end_id": 7, "pad_id": 0, "ignore_eos": True, "beam_width": 1, "length_penalty": 1.0, "logprobs": 0,
+        "parse": False, "sampling_parameters": "{}", "exclude_input_in_output": True,
+        "return_num_input_tokens": True,
     }  # fmt: skip
     assert fake_server.stream(**fields).whole().text == "t0 t1 "
 

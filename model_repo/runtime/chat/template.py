@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
 from mm2c_runtime.chat.history import clean_messages, clean_tools, name_reasoning
 from mm2c_runtime.chat.plain import plain
 from mm2c_runtime.chat.sandbox import TemplateEnvironment

@@ -35,7 +35,7 @@ class LinearCache:
             self._memory = mmap.mmap(-1, max(block * len(names), _PAGE), flags=flags)
         except (OSError, ValueError) as error:
             raise BundleError(
-                f"cannot reserve {block * len(names) / 2**30:.1f} GiB of address space for the KV cache: {error}",
+                f"cannot reserve {block * len(names) / 2**30:.1f} GiB for the KV cache: {error}",
                 remedy="serve with fewer rows or a shorter context",
             ) from error
         count = int(np.prod(shape, dtype=np.int64))

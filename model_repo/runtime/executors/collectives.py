@@ -15,9 +15,9 @@ def all_reduce(parts: Sequence[Array], out: Array) -> None:
     if len(parts) == 1:
         np.copyto(out, parts[0])
         return
-    np.add(parts[0], parts[1], out=out)  # type: ignore[call-overload]
+    np.add(parts[0], parts[1], out=out)
     for part in parts[2:]:
-        np.add(out, part, out=out)  # type: ignore[call-overload]
+        np.add(out, part, out=out)
 
 
 def all_gather(parts: Sequence[Array], axis: int, out: Array) -> None:

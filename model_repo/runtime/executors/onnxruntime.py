@@ -29,7 +29,8 @@ class OnnxRuntimeExecutor:
     (default: as many as CPUs that this process may use).
     ``forward_seconds`` is how long the last model run took, sampling left out.
 
-    Raises BundleError where the bundle lacks the lowering, or a file of it is missing, cut short or not loadable.
+    Raises BundleError where the bundle lacks the lowering, or a file of it is missing, cut short or not
+    loadable.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class OnnxRuntimeExecutor:
         programs = [load_program(bundle, rank, threads, alone=alone) for rank in ranks]
         # One spare row, so that two rows can be exchanged by copies.
         self._caches = [LinearCache(r.kv, self._limits.max_rows + 1, self._limits.context) for r in ranks]
-        self._planner = Planner(programs, ranks[0].collectives, self._caches, in_place=self._lowering.in_place)
+        self._planner = Planner(
+            programs, ranks[0].collectives, self._caches, in_place=self._lowering.in_place
+        )
         self._plans: dict[int, Plan] = {}  # decode steps by their number of rows
-        self._generation = 0
         self._sampler = Sampler(self._vocab)
         self.forward_seconds = 0.0
 
@@ -65,19 +67,21 @@ class OnnxRuntimeExecutor:
     @property
     def kv(self) -> KvFacts:
         return KvFacts(
-            self._limits.max_rows + 1, self._limits.context, sum(cache.bytes_per_token for cache in self._caches)
+            self._limits.max_rows + 1,
+            self._limits.context,
+            sum(cache.bytes_per_token for cache in self._caches),
         )
 
     def forward(self, batch: StepBatch) -> NDArray[np.float32]:
-        """As ``Executor.forward``. The rows of a batch are neighbours in order, also in a prefill of several rows;
-        where the lowering is not padded, such a prefill is not possible. Raises ValueError for a batch that this
-        executor cannot run, RequestError("INTERNAL") where ONNX Runtime fails."""
+        """As ``Executor.forward``. A prefill of several rows, neighbours in order, is possible where the lowering
+        is padded. Raises ValueError for a batch that this executor cannot run, RequestError("INTERNAL") where
+        ONNX Runtime fails."""
         return self._forward(batch).copy()
 
     def step(self, batch: StepBatch) -> StepResult:
-        """As ``Executor.step``. The sampler state of released rows is dropped, then copies are carried out."""
-        for row in batch.released:
-            self._sampler.release(row)
+        """As ``Executor.step``. Sampler state of released rows is dropped, then copies are carried out."""
+        for released in batch.released:
+            self._sampler.release(released)
         for copy in batch.copies:
             self._sampler.copy(copy.source, copy.target)
         for row in batch.rows:
@@ -86,7 +90,7 @@ class OnnxRuntimeExecutor:
         logits = self._forward(batch)
         self.forward_seconds = time.perf_counter() - began
         results = self._sampler.sample(self._last(logits, batch.rows), batch.rows)
-        for step, result in zip(batch.rows, results):
+        for step, result in zip(batch.rows, results, strict=True):
             if result.error == NON_FINITE:
                 for cache in self._caches:
                     cache.clear(step.row, step.past_len + step.new_len)
@@ -119,21 +123,18 @@ class OnnxRuntimeExecutor:
     def _run(
         self, first: int, ids: NDArray[np.int64], past: NDArray[np.int32], new: NDArray[np.int32]
     ) -> NDArray[np.float32]:
-        """Decode plans are kept: they differ only in their number of rows, and binding costs more than running
-        a small model. A prefill is bound anew."""
+        """Decode plans are kept: they differ in their number of rows only, and binding costs more than the run
+        of a small model. A prefill is bound anew."""
         batch, width = ids.shape
         kept = first == 0 and width == 1
         plan = self._plans.get(batch) if kept else None
-        if plan is not None:
+        if plan is None:
+            plan = self._planner.first_run(first, ids, past, new)
+            if kept:
+                self._plans[batch] = plan
+        else:
             plan.ids[...], plan.past[...], plan.new[...] = ids, past, new
             plan.run()
-            return plan.logits
-        plan = self._planner.first_run(first, ids, past, new)
-        if self._generation != self._planner.generation:  # buffers that kept plans use were replaced
-            self._plans.clear()
-            self._generation = self._planner.generation
-        if kept:
-            self._plans[batch] = plan
         return plan.logits
 
     def _last(self, logits: NDArray[np.float32], rows: list[RowStep]) -> NDArray[np.float32]:
@@ -150,11 +151,13 @@ class OnnxRuntimeExecutor:
         width = max(row.new_len for row in rows)
         for place, row in enumerate(rows, rows[0].row):
             if row.row != place or not 0 <= place <= limits.max_rows:
-                raise ValueError(f"row {row.row} at place {place}: the rows of a step are neighbours in order")
+                raise ValueError(f"row {row.row} in place {place}: a step's rows are neighbours in order")
             if not 1 <= row.new_len == len(row.tokens) or row.past_len < 0:
                 raise ValueError(f"row {row.row}: {len(row.tokens)} tokens, new_len {row.new_len}")
             if row.past_len + row.new_len > limits.context:
-                raise ValueError(f"row {row.row}: {row.past_len + row.new_len} tokens in {limits.context} places")
+                raise ValueError(
+                    f"row {row.row}: {row.past_len} + {row.new_len} tokens in {limits.context} places"
+                )
             if row.new_len != width and not self._lowering.padded:
                 raise ValueError("this lowering takes rows of equal length only")
         if batch.kind == "decode" and (width != 1 or rows[0].row != 0):
@@ -190,7 +193,9 @@ def _checked(bundle: Path, manifest: Manifest, name: str) -> Lowering:
     lowering = manifest.lowerings[name]
     for rank in lowering.ranks:
         if rank.collectives != lowering.ranks[0].collectives:
-            raise BundleError(f"rank {rank.rank} has other collectives than rank 0", where=where, remedy=_REBUILD)
+            raise BundleError(
+                f"rank {rank.rank}: other collectives than rank 0", where=where, remedy=_REBUILD
+            )
         for file in [rank.weights, *(segment.file for segment in rank.segments)]:
             path, entry = bundle / file, manifest.files.get(file)
             if not path.is_file():

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mm2c_runtime.executors.cache import LinearCache
 from mm2c_runtime.executors.collectives import all_gather, all_reduce, gathered_shape
-from mm2c_runtime.executors.program import LoadedProgram, LoadedSegment, step_symbols
-from mm2c_runtime.executors.values import Array, Buffers
+from mm2c_runtime.executors.program import LoadedProgram, step_symbols
+from mm2c_runtime.executors.values import Arena, Array
 from mm2c_runtime.manifest import Collective
 
 
@@ -21,25 +21,26 @@ from mm2c_runtime.manifest import Collective
 class BoundSegment:
     session: ort.InferenceSession
     binding: ort.IOBinding
-    # Where the program cannot write its cache in place: what it wrote, and the rows that take the new positions.
-    written: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
+    # Where the program cannot write its cache in place: what it wrote, and the rows for the new positions.
+    written: list[tuple[Array, Array]] = field(default_factory=list)
 
     def run(self, plan: Plan) -> None:
         self.session.run_with_iobinding(self.binding)
         if not self.written:
             return
-        spans = [(row, past, past + new) for row, (past, new) in enumerate(zip(plan.past, plan.new, strict=True))]
+        stops = plan.past + plan.new
         for written, rows in self.written:
-            for row, start, stop in spans:
-                rows[row, :, start:stop] = written[row, :, start:stop]
+            for row, start in enumerate(plan.past):
+                rows[row, :, start : stops[row]] = written[row, :, start : stops[row]]
 
 
 @dataclass(slots=True)
 class Plan:
     """A step on certain rows with ``ids`` i64[batch, width].
 
-    ``ids``, ``past`` and ``new`` i32[batch] are filled in before ``run``; ``logits`` (rank 0's) is valid until the
-    next step runs. ``segments[i][rank]`` runs before ``collectives[i]``.
+    ``ids``, ``past`` and ``new`` i32[batch] are filled in before ``run``; ``logits`` (rank 0's) is valid until
+    the next step runs. ``segments[i][rank]`` runs before ``collectives[i]``. ``values`` keeps alive what the
+    bindings know by address only.
     """
 
     ids: NDArray[np.int64]
@@ -48,6 +49,7 @@ class Plan:
     logits: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     segments: list[list[BoundSegment]] = field(default_factory=list)
     collectives: list[list[Callable[[], None]]] = field(default_factory=list)
+    values: list[dict[str, Array]] = field(default_factory=list)
 
     def run(self) -> None:
         """Run all ranks in lockstep, segment by segment."""
@@ -60,7 +62,7 @@ class Plan:
 
 
 class Planner:
-    """Makes plans over the ranks' programs, caches and shared buffers. Plans share their values' memory."""
+    """Makes plans over the ranks' programs and caches. Plans share their values' memory: one runs at a time."""
 
     def __init__(
         self,
@@ -70,18 +72,13 @@ class Planner:
         *,
         in_place: bool,
     ) -> None:
-        self.programs, self.caches, self.in_place = programs, caches, in_place
+        self._programs, self._caches, self._in_place = programs, caches, in_place
         self._collectives = collectives
-        self._buffers = Buffers()
-
-    @property
-    def generation(self) -> int:
-        """Changes when plans made so far must not be run again."""
-        return self._buffers.grown
+        self._arena = Arena()
 
     def close(self) -> None:
-        """Let go of sessions, caches and buffers."""
-        self.programs, self.caches, self._buffers = (), (), Buffers()
+        """Let go of sessions, caches and memory."""
+        self._programs, self._caches, self._arena = (), (), Arena()
 
     def first_run(
         self, first: int, ids: NDArray[np.int64], past: NDArray[np.int32], new: NDArray[np.int32]
@@ -91,81 +88,97 @@ class Planner:
         The caller has checked the sizes.
         """
         batch, width = ids.shape
-        step = {"input_ids": self._copy("input_ids", ids), "past_len": self._copy("past_len", past)}
-        step["new_len"] = self._copy("new_len", new)
-        values: list[dict[str, Array]] = []
-        for cache in self.caches:
-            rank_values = dict(step)
+        plan = Plan(ids, past, new)
+        for cache in self._caches:
+            values: dict[str, Array] = {"input_ids": ids, "past_len": past, "new_len": new}
             for name, block in cache.blocks.items():
                 side, layer = name.split(".")
-                rank_values[name] = rank_values[f"{side}_out.{layer}"] = block[first : first + batch]
-            values.append(rank_values)
-        symbols = [step_symbols(program, batch, width, self.caches[0].context) for program in self.programs]
-        plan = Plan(step["input_ids"], step["past_len"], step["new_len"])  # type: ignore[arg-type]
-        for index in range(len(self.programs[0].segments)):
-            ranks = [
-                self._bind_and_run(rank, program.segments[index], values[rank], symbols[rank], plan)
-                for rank, program in enumerate(self.programs)
-            ]
-            plan.segments.append(ranks)
+                values[name] = values[f"{side}_out.{layer}"] = block[first : first + batch]
+            plan.values.append(values)
+        symbols = [step_symbols(program, batch, width, self._caches[0].context) for program in self._programs]
+        self._arena.begin()
+        ends: dict[int, list[Array]] = {}  # what each segment is the last to need
+        for index in range(len(self._programs[0].segments)):
+            plan.segments.append(
+                [
+                    self._bind_and_run(index, program, symbols[rank], plan, rank, ends)
+                    for rank, program in enumerate(self._programs)
+                ]
+            )
             if index < len(self._collectives):
-                plan.collectives.append(self._join(index, self._collectives[index], values))
+                plan.collectives.append(self._join(index, plan.values, ends))
                 for collective in plan.collectives[index]:
                     collective()
-        plan.logits = values[0]["logits"]  # type: ignore[assignment]
+            for array in ends.pop(index, []):
+                self._arena.give(array)
+        plan.logits = plan.values[0]["logits"]  # type: ignore[assignment]
         return plan
 
     def _bind_and_run(
-        self, rank: int, segment: LoadedSegment, values: dict[str, Array], symbols: dict[str, int], plan: Plan
+        self,
+        index: int,
+        program: LoadedProgram,
+        symbols: dict[str, int],
+        plan: Plan,
+        rank: int,
+        ends: dict[int, list[Array]],
     ) -> BoundSegment:
+        segment, values = program.segments[index], plan.values[rank]
         bound = BoundSegment(segment.session, segment.session.io_binding())
         for name in segment.inputs:
             _bind(bound.binding.bind_input, name, values[name])
         unknown = []
-        for index, (name, kind) in enumerate(segment.outputs.items()):
+        for place, (name, kind) in enumerate(segment.outputs.items()):
             if name in values:  # a cache output: its rows are its memory
                 array = values[name]
-                if not self.in_place:
-                    array = self._buffers.view(("written", len(bound.written)), array.shape, array.dtype)
-                    bound.written.append((array, values[name]))  # type: ignore[arg-type]
+                if not self._in_place:
+                    array = self._arena.take(array.shape, array.dtype)
+                    bound.written.append((array, values[name]))
             elif (shape := kind.sizes(symbols)) is not None:
-                array = values[name] = self._buffers.view((rank, name), shape, kind.dtype)
+                array = values[name] = self._take(shape, kind.dtype, program.end(name, index), ends)
             else:
-                unknown.append((index, name))
+                unknown.append((place, name))
                 bound.binding.bind_output(name)
                 continue
             _bind(bound.binding.bind_output, name, array)
         bound.run(plan)
         if unknown:
             outputs = bound.binding.get_outputs()
-            for index, name in unknown:
-                values[name] = self._copy((rank, name), outputs[index].numpy())
-                _bind(bound.binding.bind_output, name, values[name])
+            for place, name in unknown:
+                found = outputs[place].numpy()
+                array = values[name] = self._take(found.shape, found.dtype, program.end(name, index), ends)
+                np.copyto(array, found)
+                _bind(bound.binding.bind_output, name, array)
+        for array, _ in bound.written:
+            self._arena.give(array)
         return bound
 
-    def _join(self, index: int, collective: Collective, values: list[dict[str, Array]]) -> list[Callable[[], None]]:
+    def _join(
+        self, index: int, values: list[dict[str, Array]], ends: dict[int, list[Array]]
+    ) -> list[Callable[[], None]]:
         """The collective of every rank group; the ranks of a group read one and the same result."""
+        collective = self._collectives[index]
         calls: list[Callable[[], None]] = []
-        for number, group in enumerate(collective.groups):
+        for group in collective.groups:
             parts = [values[rank][collective.input] for rank in group]
             shape = parts[0].shape
             if collective.kind == "all_gather":
                 shape = gathered_shape(shape, collective.axis, len(group))
-            out = parts[0] if len(group) == 1 else self._buffers.view(("joined", index, number), shape, parts[0].dtype)
+            end = max(self._programs[rank].end(collective.output, index) for rank in group)
+            out = self._take(shape, parts[0].dtype, end, ends)
             for rank in group:
                 values[rank][collective.output] = out
-            if len(group) == 1:
-                continue
             if collective.kind == "all_gather":
                 calls.append(partial(all_gather, parts, collective.axis, out))
             else:
                 calls.append(partial(all_reduce, parts, out))
         return calls
 
-    def _copy(self, key: object, source: Array) -> Array:
-        """``source`` in memory that stays."""
-        array = self._buffers.view(key, source.shape, source.dtype)
-        np.copyto(array, source)
+    def _take(
+        self, shape: tuple[int, ...], dtype: np.dtype[np.generic], end: int, ends: dict[int, list[Array]]
+    ) -> Array:
+        array = self._arena.take(shape, dtype)
+        ends.setdefault(end, []).append(array)
         return array
 
 

@@ -12,8 +12,6 @@ from mm2c_runtime.executors.sessions import load_session
 from mm2c_runtime.executors.values import ValueType, value_type
 from mm2c_runtime.manifest import RankProgram
 
-STEP_INPUTS = ("input_ids", "past_len", "new_len")
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedSegment:
@@ -24,10 +22,16 @@ class LoadedSegment:
 
 @dataclass(frozen=True, slots=True)
 class LoadedProgram:
-    """One rank's segments, in order."""
+    """One rank's segments, in order. ``last_use`` tells after which segment (and its collective) a value that
+    travels is not needed any more; one that nobody reads is not there."""
 
     rank: int
     segments: list[LoadedSegment]
+    last_use: dict[str, int]
+
+    def end(self, name: str, made: int) -> int:
+        """The segment after which the memory of ``name``, made by segment ``made``, can serve another value."""
+        return len(self.segments) if name == "logits" else self.last_use.get(name, made)
 
 
 def load_program(bundle: Path, program: RankProgram, threads: int, *, alone: bool) -> LoadedProgram:
@@ -59,7 +63,10 @@ def load_program(bundle: Path, program: RankProgram, threads: int, *, alone: boo
                     remedy="build the bundle again with `mm2c build … --force`",
                 )
         segments.append(LoadedSegment(session, inputs, outputs))
-    return LoadedProgram(program.rank, segments)
+    last_use = {name: index for index, segment in enumerate(segments) for name in segment.inputs}
+    for index, collective in enumerate(program.collectives):
+        last_use[collective.input] = max(index, last_use.get(collective.input, 0))
+    return LoadedProgram(program.rank, segments, last_use)
 
 
 def step_symbols(program: LoadedProgram, batch: int, width: int, context: int) -> dict[str, int]:

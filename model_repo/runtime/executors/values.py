@@ -1,4 +1,4 @@
-"""The values that travel between segments: their types, their shapes for a step, and the memory they live in."""
+"""The values that travel between segments: their types, their shapes in a step, and their memory."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _DTYPES = {
     "tensor(uint8)": np.uint8,
 }
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+_SMALLEST = 4096  # bytes of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,31 +57,49 @@ class ValueType:
 def value_type(kind: str, shape: Sequence[object] | None, *, where: str) -> ValueType:
     """From what ONNX Runtime reports of a session's input or output."""
     if kind not in _DTYPES:
-        raise BundleError(f"a program passes {kind} between segments, which the CPU executor cannot", where=where)
+        raise BundleError(
+            f"a program passes {kind} between segments, which the CPU executor cannot", where=where
+        )
     # ONNX Runtime reports a shape of unknown rank as an empty one, like a scalar's.
     known = tuple(s if isinstance(s, int) else str(s) for s in shape) if shape else None
     return ValueType(np.dtype(_DTYPES[kind]), known)
 
 
-class Buffers:
-    """Reusable memory by key. ``grown`` counts replacements: who holds views made before must make them anew."""
+class Arena:
+    """Memory for the values of a step. A value's memory serves another one after its last use, and every step
+    begins with all of it, so that what a long prefill needed does not grow with the number of segments."""
 
     def __init__(self) -> None:
-        self._memory: dict[object, NDArray[np.uint8]] = {}
-        self.grown = 0
+        self._blocks: list[NDArray[np.uint8]] = []
+        self._free: list[NDArray[np.uint8]] = []
+        self._taken: dict[int, NDArray[np.uint8]] = {}  # by address
 
-    def view(self, key: object, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-        """An array over the memory of ``key``, which grows to fit. Its content is whatever was there."""
+    def begin(self) -> None:
+        """Take back everything that was handed out."""
+        self._free, self._taken = list(self._blocks), {}
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+        """An array that nothing else uses until it is given back; its content is whatever was there."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        memory = self._memory.get(key)
-        if memory is None or memory.size < size:
-            self.grown += memory is not None
-            memory = _aligned(size)
-            self._memory[key] = memory
-        return memory[:size].view(dtype).reshape(shape)
+        fitting = [place for place, block in enumerate(self._free) if block.size >= size]
+        if fitting:
+            block = self._free.pop(min(fitting, key=lambda place: self._free[place].size))
+        else:
+            block = _aligned(size)
+            self._blocks.append(block)
+        array = block[:size].view(dtype).reshape(shape)
+        self._taken[block.ctypes.data] = block
+        return array
+
+    def give(self, array: Array) -> None:
+        """The value is not needed any more in this step."""
+        self._free.append(self._taken.pop(array.ctypes.data))
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
-    raw = np.empty(max(size, 1) + _ALIGNMENT, np.uint8)
+    """At least ``size`` bytes, rounded up to a power of two so that steps of similar widths share blocks; what is
+    not used is never committed."""
+    size = max(_SMALLEST, 1 << (size - 1).bit_length()) if size > 1 else _SMALLEST
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + max(size, 1)]
+    return raw[start : start + size]

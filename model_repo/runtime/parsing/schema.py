@@ -87,12 +87,12 @@ class ParameterSchema:
         types = _declared_types(node)
         if "$ref" in node:
             types &= self._types(self._resolve(node["$ref"]))
-        for member in _members(node, "allOf"):
+        for member in members(node, "allOf"):
             types &= self._types(member)
         for keyword in ("anyOf", "oneOf"):
-            members = _members(node, keyword)
-            if members:
-                types &= frozenset().union(*map(self._types, members))
+            choices = members(node, keyword)
+            if choices:
+                types &= frozenset().union(*map(self._types, choices))
         if isinstance(node.get("enum"), list):
             types &= frozenset(map(_type_of, node["enum"]))
         if "const" in node:
@@ -125,11 +125,11 @@ class ParameterSchema:
                 return False
         if "$ref" in node and not fits(self._resolve(node["$ref"])):
             return False
-        if not all(map(fits, _members(node, "allOf"))):
+        if not all(map(fits, members(node, "allOf"))):
             return False
         for keyword in ("anyOf", "oneOf"):
-            members = _members(node, keyword)
-            if members and not any(map(fits, members)):
+            choices = members(node, keyword)
+            if choices and not any(map(fits, choices)):
                 return False
         if isinstance(node.get("enum"), list) and not any(_same(value, choice) for choice in node["enum"]):
             return False
@@ -155,9 +155,10 @@ def resolve(reference: Any, root: Any) -> Any:
     return node
 
 
-def _members(node: Mapping[str, Any], keyword: str) -> Sequence[Any]:
-    members = node.get(keyword)
-    return members if isinstance(members, list) else ()
+def members(node: Mapping[str, Any], keyword: str) -> Sequence[Any]:
+    """The subschemas under ``allOf``, ``anyOf`` or ``oneOf``."""
+    given = node.get(keyword)
+    return given if isinstance(given, list) else ()
 
 
 def _declared_types(node: Mapping[str, Any]) -> frozenset[str]:

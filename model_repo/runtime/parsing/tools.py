@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mm2c_runtime.parsing.schema import ParameterSchema, resolve
+from mm2c_runtime.parsing.schema import ParameterSchema, members, resolve
+
+_UNDECLARED = ParameterSchema({}, None)
 
 
 class Tools:
@@ -27,40 +29,55 @@ class Tools:
         key = (tool, parameter)
         if key not in self._schemas:
             root = self._parameters.get(tool)
-            self._schemas[key] = ParameterSchema(_find(root, parameter), root)
+            schema = _find(root, parameter)
+            if schema is None:
+                return _UNDECLARED
+            self._schemas[key] = ParameterSchema(schema, root)
         return self._schemas[key]
 
 
 def _find(root: Any, parameter: str) -> Any:
-    """The subschema(s) for a property, through references and combinations of the parameters' own schema."""
+    """The schema of a property within its parameters' schema; None if it is not declared."""
     try:
-        nodes = list(_parts(root, root, set()))
+        declared = _property(root, parameter, root, {})
+        if declared is None:
+            declared = next(_additional(root, root, set()), None)
     except RecursionError:  # nested beyond what a tool can mean
-        return {}
-    declared = [
-        node["properties"][parameter]
-        for node in nodes
-        if isinstance(node.get("properties"), Mapping) and parameter in node["properties"]
-    ]
-    if not declared:
-        declared = [
-            node["additionalProperties"]
-            for node in nodes
-            if isinstance(node.get("additionalProperties"), Mapping)
-        ]
-    if len(declared) == 1:
-        return declared[0]
-    return {"anyOf": declared} if declared else {}
+        return None
+    return declared
 
 
-def _parts(node: Any, root: Any, seen: set[int]) -> Iterator[Mapping[str, Any]]:
+def _property(node: Any, name: str, root: Any, known: dict[int, Any]) -> Any:
+    """What ``node`` and all that it is combined of say of the property, as one schema; None if nothing."""
+    if not isinstance(node, Mapping):
+        return None
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = None
+    properties = node.get("properties")
+    said = [properties.get(name)] if isinstance(properties, Mapping) else []
+    if "$ref" in node:
+        said.append(_property(resolve(node["$ref"], root), name, root, known))
+    said += [_property(member, name, root, known) for member in members(node, "allOf")]
+    for keyword in ("anyOf", "oneOf"):
+        choices = [_property(member, name, root, known) for member in members(node, keyword)]
+        if any(choice is not None for choice in choices):
+            said.append({"anyOf": [True if choice is None else choice for choice in choices]})
+    said = [schema for schema in said if schema is not None]
+    if said:
+        known[id(node)] = said[0] if len(said) == 1 else {"allOf": said}
+    return known[id(node)]
+
+
+def _additional(node: Any, root: Any, seen: set[int]) -> Iterator[Mapping[str, Any]]:
+    """The schemas of properties that have none of their own."""
     if not isinstance(node, Mapping) or id(node) in seen:
         return
     seen.add(id(node))
-    yield node
+    if isinstance(node.get("additionalProperties"), Mapping):
+        yield node["additionalProperties"]
     if "$ref" in node:
-        yield from _parts(resolve(node["$ref"], root), root, seen)
+        yield from _additional(resolve(node["$ref"], root), root, seen)
     for keyword in ("allOf", "anyOf", "oneOf"):
-        members = node.get(keyword)
-        for member in members if isinstance(members, list) else ():
-            yield from _parts(member, root, seen)
+        for member in members(node, keyword):
+            yield from _additional(member, root, seen)

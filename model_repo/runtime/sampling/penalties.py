@@ -57,4 +57,6 @@ class PenaltyHistory:
 
 def penalises(params: SamplingParams) -> bool:
     """Whether any penalty is on, so that a row's history must be kept."""
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+    return (
+        params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+    )

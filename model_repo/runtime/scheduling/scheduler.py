@@ -48,7 +48,7 @@ class Scheduler:
         self._prefilled_last = False
 
     def add(self, sequence: Sequence) -> None:
-        """Raises ValueError where it could never be admitted: prompt + max_tokens beyond context or budget."""
+        """Raises ValueError where it never fits: prompt + max_tokens beyond the context or the budget."""
         if not sequence.prompt or sequence.max_tokens < 1:
             raise ValueError("a sequence needs a prompt and room for at least one token")
         if not self.pool.could_fit(sequence.tokens):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.server.client import EngineClient
+from mm2c_runtime.server.protocol import remove_stale
 
 _POLL_SECONDS = 0.02
 
@@ -47,7 +48,6 @@ class EngineProcess:
         """Starts the process and returns at once. Raises RuntimeError where one is running, OSError."""
         if self.alive:
             raise RuntimeError(f"the engine process {self.pid} is still running")
-        Path(self.socket_path).unlink(missing_ok=True)
         arguments = ["--socket", self.socket_path, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(
             [*self._command, *arguments], stdin=subprocess.DEVNULL, env=_environment()
@@ -90,7 +90,7 @@ class EngineProcess:
                 self.kill()
         self._process.wait()
         self._process = None
-        Path(self.socket_path).unlink(missing_ok=True)
+        remove_stale(Path(self.socket_path))  # there only if the process was killed
 
     def kill(self) -> None:
         """SIGKILL, at once."""
@@ -101,11 +101,11 @@ class EngineProcess:
     def _answers(self) -> bool:
         client = EngineClient(self.socket_path, lambda event: None)
         try:
-            client.connect(1.0)
+            hello = client.connect(1.0)
         except OSError:
             return False
         client.close()
-        return True
+        return bool(hello["pid"] == self.pid)  # or an engine that was there before
 
     def _ended(self) -> str:
         status = self.wait(0)

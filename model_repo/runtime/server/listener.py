@@ -13,7 +13,7 @@ from pathlib import Path
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.server.connection import Connection
-from mm2c_runtime.server.protocol import MAX_PATH, VERSION, Message
+from mm2c_runtime.server.protocol import MAX_PATH, VERSION, Message, remove_stale
 
 log = logging.getLogger("mm2c.server")
 
@@ -75,15 +75,10 @@ def _bind(path: Path) -> socket.socket:
             where=str(path),
             remedy="use a shorter folder",
         )
-    if path.exists():
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                raise BundleError(
-                    "another engine serves this socket",
-                    where=str(path),
-                    remedy="stop it, or use another path",
-                )
-        path.unlink(missing_ok=True)  # left behind by an engine that was killed
+    if not remove_stale(path):
+        raise BundleError(
+            "another engine serves this socket", where=str(path), remedy="stop it, or use another path"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     listening = socket.socket(socket.AF_UNIX)
     previous = os.umask(0o177)

@@ -32,10 +32,12 @@ log = logging.getLogger("mm2c.server")
 
 def die_with_parent(parent: int | None) -> None:
     """SIGKILL this process when the thread that started it ends. ``parent``: its expected pid, to notice
-    where it has ended already."""
+    where it has ended already; a Ctrl-C on the terminal is then that process's to handle."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if parent is not None and os.getppid() != parent:
-        sys.exit("the process that started this engine is gone")
+    if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if os.getppid() != parent:
+            sys.exit("the process that started this engine is gone")
 
 
 def serve(engine: Engine, socket_path: Path, model: Message, *, drain: float = DRAIN_SECONDS) -> None:
@@ -47,9 +49,14 @@ def serve(engine: Engine, socket_path: Path, model: Message, *, drain: float = D
         log.info("signal %d: finishing what is in flight", number)
         ended.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    listener = Listener(engine, socket_path, model, on_shutdown=ended.set)
+    signal.signal(signal.SIGTERM, on_signal)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, on_signal)
+    try:
+        listener = Listener(engine, socket_path, model, on_shutdown=ended.set)
+    except BundleError:
+        engine.close()
+        raise
     log.info("listening on %s", socket_path)
     try:
         while not ended.wait(0.2):
@@ -90,10 +97,10 @@ def main(arguments: list[str] | None = None) -> int:
             threads=options.threads,
             verify_checksums=options.checksums,
         )
+        serve(bundle.engine, options.socket, bundle.describe())
     except BundleError as error:
         print(error, file=sys.stderr)
         return 1
-    serve(bundle.engine, options.socket, bundle.describe())
     return 0
 
 

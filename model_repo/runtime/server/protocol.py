@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from pathlib import Path
 from typing import Any
 
 VERSION = 1
@@ -83,3 +84,13 @@ def check_hello(message: Message | None) -> Message:
             f"protocol version {message.get('version')} meets {VERSION}; update the older side"
         )
     return message
+
+
+def remove_stale(path: Path) -> bool:
+    """Removes a socket file that a killed process left behind; False where somebody serves it."""
+    if path.exists():
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                return False
+        path.unlink(missing_ok=True)
+    return True

@@ -1,7 +1,8 @@
-"""Keeping ``/v2/health/ready`` honest: Triton is ready only while every model is, so one model stands for the engine.
+"""Keeping ``/v2/health/ready`` honest: Triton is ready only while every model is, so one model stands for the
+engine.
 
-Closing puts the flag file down and loads ``mm_gate``, which refuses; opening takes the flag away and loads it again.
-Needs ``--model-control-mode=explicit``; without it the gate cannot move and says so once.
+Closing puts the flag file down and loads ``mm_gate``, which refuses; opening takes the flag away and loads it
+again. Needs ``--model-control-mode=explicit``; without it the gate cannot move and says so once.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ class Gate:
         with self._moving:
             while wish == self._wish:
                 try:
-                    return move()
+                    move()
+                    return
                 except Exception as error:  # Triton raises its own exception type, unknown outside a stub
                     if time.monotonic() > end:
-                        return self._log(f"the readiness gate cannot be moved: {error}")
+                        self._log(f"the readiness gate cannot be moved: {error}")
+                        return
                     time.sleep(RETRY_SECONDS)
 
     def _load(self) -> None:

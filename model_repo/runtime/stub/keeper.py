@@ -29,7 +29,7 @@ class Keeper:
         self._stopping = threading.Event()
         self._up = threading.Event()
         self._failure: Exception | None = None
-        # The engine dies with the thread that spawned it (PDEATHSIG), so one thread spawns and never ends before.
+        # The engine dies with the thread that spawned it (PDEATHSIG): one thread spawns, and lives longer.
         self._thread = threading.Thread(target=self._run, name="mm2c-engine-keeper", daemon=True)
 
     def start(self) -> None:
@@ -88,7 +88,9 @@ class Keeper:
                 break
             try:
                 self._launch()
-            except Exception as error:  # whatever kept it from starting, the next attempt is all there is to do
+            except (
+                Exception
+            ) as error:  # whatever kept it from starting, the next attempt is all there is to do
                 self._log(f"the engine did not start (attempt {failures}): {error}")
                 continue
             self._gate.open()

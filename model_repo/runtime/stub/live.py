@@ -9,7 +9,9 @@ from typing import Any
 
 from mm2c_runtime.stub.outbox import Mailbox
 
-POLL_SECONDS = 0.05  # is_cancelled() costs 55–170 µs a request: 32 requests take a tenth of one core at this pace
+POLL_SECONDS = (
+    0.05  # is_cancelled() costs 55–170 µs a request: 32 requests take a tenth of one core at this pace
+)
 
 
 @dataclass

@@ -22,9 +22,9 @@ class StreamingModel:
         self._keeper = Keeper(bundle, socket, self._service.link, gate, pb.Logger.log_warn)
         try:
             self._keeper.start()
-        except Exception:
+        except Exception as error:
             self._service.close()
-            raise
+            raise pb.TritonModelException(str(error)) from None  # Triton prints it without a traceback
 
     def execute(self, requests: list[Any]) -> None:
         self._service.execute(requests)
@@ -41,7 +41,9 @@ class UnaryModel:
     """``minimax_m2_unary``: one response a request, from the engine that ``minimax_m2`` runs."""
 
     def __init__(self, pb: Any, args: dict[str, str]) -> None:
-        self._service = Service(pb, engine_socket(bundle_root(args["model_repository"])), _nothing, unary=True)
+        self._service = Service(
+            pb, engine_socket(bundle_root(args["model_repository"])), _nothing, unary=True
+        )
         self._service.link.keep_connected()
 
     def execute(self, requests: list[Any]) -> None:

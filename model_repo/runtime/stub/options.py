@@ -1,7 +1,8 @@
 """The inputs of a generation request: name, Triton type, and whether it is one value or a list.
 
-TensorRT-LLM's and the vLLM backend's names side by side. What they mean, and whether they are allowed, is decided in
-the engine process; here is only how a tensor becomes a value. ``config.pbtxt`` lists the same names (a test compares).
+TensorRT-LLM's and the vLLM backend's names side by side. What they mean, and whether they are allowed, is
+decided in the engine process; here is only how a tensor becomes a value. ``config.pbtxt`` lists the same
+names (a test compares).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Responses leave through one thread; whatever piles up for a request meanwhile goes out as one response.
 
-Triton's ``send()`` costs 140–400 µs, so the thread that hears the engine never calls it. Four senders are no faster
-than one. Under load a response carries several tokens: that is what keeps up with the engine.
+Triton's ``send()`` costs 140–400 µs, so the thread that hears the engine never calls it. Four senders are no
+faster than one. Under load a response carries several tokens: that is what keeps up with the engine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Pending:
 
 
 class Mailbox:
-    """Pending output of one request: parts leave as they come while streaming, else all leaves with the end."""
+    """Pending output of one request: parts leave as they come while streaming, else with the end."""
 
     def __init__(self, sender: Any, answer: Answer) -> None:
         self.sender = sender

@@ -34,7 +34,10 @@ class ParseModel:
         columns = {
             "reasoning": [message.reasoning for message in parsed],
             "content": [message.content for message in parsed],
-            "tool_calls": [json.dumps([_call(call) for call in message.tool_calls], ensure_ascii=False) for message in parsed],
+            "tool_calls": [
+                json.dumps([_call(call) for call in message.tool_calls], ensure_ascii=False)
+                for message in parsed
+            ],
         }
         wanted = request.requested_output_names()
         return self._pb.InferenceResponse(
@@ -49,8 +52,10 @@ class ParseModel:
         texts = [_decoded("text", item) for item in self._column(request, "text")]
         tools = [_tools(_decoded("tools", item)) for item in self._column(request, "tools")]
         starts = [bool(item) for item in self._column(request, "starts_in_reasoning")]
-        return texts, _spread("tools", tools, None, len(texts)), _spread(
-            "starts_in_reasoning", starts, True, len(texts)
+        return (
+            texts,
+            _spread("tools", tools, None, len(texts)),
+            _spread("starts_in_reasoning", starts, True, len(texts)),
         )
 
     def _column(self, request: Any, name: str) -> list[Any]:
@@ -89,5 +94,5 @@ def _tools(text: str) -> list[dict[str, Any]] | None:
     return tools
 
 
-def _bytes(column: list[str | None]) -> np.ndarray[Any, Any]:
-    return np.array([(text or "").encode() for text in column], dtype=object)
+def _bytes(column: list[str]) -> np.ndarray[Any, Any]:
+    return np.array([text.encode() for text in column], dtype=object)

@@ -1,4 +1,4 @@
-"""Where the stubs of one server meet: the bundle, the engine's socket, and the flag that keeps the gate shut."""
+"""Where the stubs of one server meet: the bundle, the engine's socket, the flag that keeps the gate shut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def bundle_root(model_repository: str) -> Path:
 
 
 def engine_socket(bundle: Path) -> Path:
-    """``$MM2C_ENGINE_SOCKET``, or a path that all stubs of one tritonserver agree on and no other server shares.
+    """``$MM2C_ENGINE_SOCKET``, or a path that all stubs of one tritonserver agree on and no other server
+    shares.
 
     Every stub is a child of its server, so the parent's pid tells the servers apart.
     """

@@ -34,9 +34,9 @@ class Call:
 def decode(pb: Any, request: Any) -> Call:
     """Read every tensor and parameter of ``request``.
 
-    Parameters that are no tensor travel on as fields, so that the engine refuses what it does not know by name;
-    Triton's ``timeout`` (µs) becomes the engine's (s).
-    Raises RequestError(INVALID_ARGUMENT) where a tensor holds too many values, text is no UTF-8, or a name comes twice.
+    Parameters that are no tensor travel on as fields, so that the engine refuses what it does not know by
+    name; Triton's ``timeout`` (µs) becomes the engine's (s). Raises RequestError(INVALID_ARGUMENT) where a
+    tensor holds too many values, text is no UTF-8, or a name comes twice.
     """
     given: dict[str, Any] = {}
     for name, option in INPUTS.items():

@@ -30,8 +30,9 @@ def triton_error(pb: Any, code: str, message: str) -> Any:
 def response(pb: Any, answer: Answer, pending: Pending) -> Any:
     """An InferenceResponse of what is pending.
 
-    Text tensors are [1], ``token_ids`` [n], ``logprobs`` a JSON list of n where they were asked for. While streaming ``tool_calls`` holds deltas, otherwise whole calls; it is
-    JSON always. Finish reason and counts come with the last response only.
+    Text tensors are [1], ``token_ids`` [n], ``logprobs`` a JSON list of n where they were asked for. While
+    streaming ``tool_calls`` holds deltas, otherwise whole calls; it is JSON always. Finish reason and counts
+    come with the last response only.
     """
     end = pending.end
     if end is not None and end["type"] == "error":

@@ -19,8 +19,8 @@ from mm2c_runtime.stub.respond import response, triton_error
 class Service:
     """Answers generation requests from the engine behind ``socket``.
 
-    Threads: Triton's calls ``execute``; the client's reader delivers events and only appends to the outbox; the sender
-    talks to Triton; the watch polls for cancellation. ``pb`` is triton_python_backend_utils.
+    Threads: Triton's calls ``execute``; the client's reader delivers events and only appends to the outbox;
+    the sender talks to Triton; the watch polls for cancellation. ``pb`` is triton_python_backend_utils.
     """
 
     def __init__(self, pb: Any, socket: Path, on_lost: Callable[[], None], *, unary: bool) -> None:
@@ -69,7 +69,8 @@ class Service:
         call = decode(self._pb, request)
         if self._unary and call.answer.stream:
             raise RequestError(
-                "INVALID_ARGUMENT", "stream=true needs the model minimax_m2; this one answers in a single response"
+                "INVALID_ARGUMENT",
+                "stream=true needs the model minimax_m2; this one answers in a single response",
             )
         mailbox = Mailbox(sender, call.answer)
         live = Live(next(self._ids), mailbox)

@@ -20,7 +20,7 @@ def joined(deltas: Iterable[Delta]) -> list[Delta]:
 
 
 def whole(deltas: Iterable[Delta]) -> list[Delta]:
-    """All deltas of a message as calls: id, type, function; without the ``index`` that only a stream needs."""
+    """All deltas of a message as calls: id, type, function; without the ``index`` of a stream."""
     calls: dict[int, Delta] = {}
     for delta in joined(deltas):
         call = calls.get(delta["index"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mm2c_runtime.chat import ChatTemplate, clean_messages, clean_tools
 from mm2c_runtime.errors import RequestError
 

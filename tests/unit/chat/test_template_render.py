@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
 from mm2c_runtime.chat import ChatTemplate
 from mm2c_runtime.errors import BundleError, RequestError
-from tokenizers import Tokenizer, models
 
 SHIPPED = Path(__file__).parents[2] / "fixtures" / "tiny-m2"
 SOURCE = (SHIPPED / "chat_template.jinja").read_text(encoding="utf-8")
@@ -102,8 +103,7 @@ def rendered(template: ChatTemplate, *args: Any, **kwargs: Any) -> str | None:
     try:
         return template.render(*args, **kwargs)
     except RequestError as error:
-        assert error.code == "INVALID_ARGUMENT"
-        return None
+        return None if error.code == "INVALID_ARGUMENT" else str(error)
 
 
 def joined_parts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,20 +130,21 @@ def test_the_shipped_template_renders_as_in_transformers(
 
 
 CORNERS = [
-    "{% for m in messages %}\n  {% if loop.first %}{% continue %}{% endif %}\n  {{ m.content }}\n{% endfor %}\nend\n",
+    "{% for m in messages %}\n  {% if loop.first %}{% continue %}{% endif %}\n {{ m.role }}\n{% endfor %}\n",
     "{{ messages | tojson }}|{{ messages | tojson(indent=2, sort_keys=True) }}",
     "{{ messages | tojson(separators=(',', ':'), ensure_ascii=True) }}",
-    "{{ bos_token }}{{ eos_token }}{{ extra }}{{ documents is none }}{{ tools is none }}{{ unk_token is defined }}",
+    "{{ bos_token }}{{ eos_token }}{{ extra }}{{ documents is none }}{{ unk_token is defined }}",
     "{% generation %}{{ messages[0].content }}{% set x = 1 %}{% endgeneration %}{{ x is defined }}",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "{% macro f(a, b=2) %}[{{ a }}{{ b }}{{ caller() if caller }}]{% endmacro %}{{ f(1) }}{% call f(3) %}c{% endcall %}",
+    "{% macro f(a, b=2) %}[{{ a }}{{ b }}{{ caller() }}]{% endmacro %}{% call f(3) %}c{% endcall %}",
     "{{ dict(a=1).items() | list }}{{ dict.fromkeys('ab') }}{% set a, b = 1, 'x' %}{{ a }}{{ b }}",
     "{% set block %}  {{ messages[0].content }} {% endset %}<{{ block }}>{% filter upper %}é{% endfilter %}",
     "{{ '%s-%d' | format('a', 3) }}{{ '%05.1f' % 2 }}{{ '{:>5}'.format('a') }}{{ 'ab' * 3 }}{{ 2 ** 10 }}",
-    "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join(',') }}{{ missing }}",
-    "{{ 'a' | center(9) }}{{ 'a\nb' | indent(2) }}{{ [1, 2, 3] | batch(2, 0) | list }}{{ missing.attribute }}",
+    "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join(',') }}",
+    "{{ 'a' | center(9) }}{{ 'a\nb' | indent(2) }}{{ [1, 2, 3] | batch(2, 0) | list }}{{ missing }}",
     "{% raw %}{{ x }}{% endraw %}{# comment #}{{ '<&>' }}{{ '<&>' | e }}",
     "{{ raise_exception('no') }}",
+    "{{ missing.attribute }}",
     "{% for i in range(3) recursive %}{{ i }}{{ loop.cycle('a', 'b') }}{% endfor %}{{ strftime_now('%%') }}",
     "{% set namespace_ = namespace(_hidden=1) %}",
     "{{ messages.append(1) }}",

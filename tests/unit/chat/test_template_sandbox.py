@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+
 from mm2c_runtime.chat import ChatTemplate
 from mm2c_runtime.errors import RequestError
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
+
 from mm2c.checkpoint.shard import read_shard
 from mm2c.weights.dtypes import NUMPY
-from safetensors.numpy import save_file
 
 Tensors = dict[str, np.ndarray]
 SHARDS = 2

@@ -12,10 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from edit_checkpoint import edited, load
+from safetensors.numpy import save_file
+
 from mm2c.checkpoint import Checkpoint
 from mm2c.errors import UserError
 from mm2c.weights.evaluate import evaluate
-from safetensors.numpy import save_file
 
 Make = Callable[..., Path]
 EXPERT = "model.layers.1.block_sparse_moe.experts.3"

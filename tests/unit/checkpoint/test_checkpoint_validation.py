@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from edit_checkpoint import edited
+
 from mm2c.checkpoint import Checkpoint
 from mm2c.checkpoint.validate import summarise
 from mm2c.errors import UserError

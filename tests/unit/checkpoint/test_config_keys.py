@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from m2_layout import released_config
+
 from mm2c.checkpoint import assumed_formats, read_config
 from mm2c.checkpoint import config_keys as keys
 from mm2c.config import Rope

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mm2c.checkpoint.config_rope import parse_rope
 from mm2c.config import Rope
 from mm2c.errors import UserError

@@ -6,8 +6,9 @@ from typing import Any
 
 import onnxruntime
 import torch
-from mm2c import dialect
 from onnx import helper
+
+from mm2c import dialect
 
 ONNX_TYPE = {
     torch.float32: 1,

@@ -8,8 +8,9 @@ import sys
 import onnx
 import pytest
 import torch
-from mm2c import dialect
 from onnx import helper
+
+from mm2c import dialect
 
 NAMES = [
     "M2Fp8Linear",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mm2c_runtime.bundle import Bundle, read_manifest
 from mm2c_runtime.checksums import check_contents, check_sizes
 from mm2c_runtime.errors import BundleError
@@ -90,8 +91,13 @@ def test_hashes_are_remembered_and_a_damaged_memory_is_no_harm(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_contents(folder, entries(folder))
-    hashed = []
-    monkeypatch.setattr("mm2c_runtime.checksums._sha256", lambda path: hashed.append(path) or "")
+    hashed: list[Path] = []
+
+    def record(path: Path) -> str:
+        hashed.append(path)
+        return ""
+
+    monkeypatch.setattr("mm2c_runtime.checksums._sha256", record)
     check_contents(folder, entries(folder))
     assert not hashed
     (memory,) = (tmp_path / "cache/mm2c/checksums").iterdir()

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from toy_engine import END, Listener, ToyExecutor, toy_engine, toy_tokenizer
+
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.requests import parse_request
-from toy_engine import END, Listener, ToyExecutor, toy_engine, toy_tokenizer
 
 MakeEngine = Callable[..., Any]
 
@@ -194,7 +195,7 @@ def test_a_lost_executor_fails_all_with_unavailable(make: MakeEngine) -> None:
         if len(calls) > 5:
             raise EOFError("rank 1 is gone")
 
-    engine, listener = make(ToyExecutor(rows=1, explode=explode)), Listener()
+    engine, listener = make(ToyExecutor(rows=1, delay=0.01, explode=explode)), Listener()
     ask(engine, listener, "a", "p", max_tokens=40)
     ask(engine, listener, "b", "q", max_tokens=40)
     assert listener.wait("a")["code"] == listener.wait("b")["code"] == "UNAVAILABLE"
@@ -234,6 +235,19 @@ def test_close_fails_what_is_in_flight_and_drain_waits(make: MakeEngine) -> None
     time.sleep(0.05)
     other.close()
     assert listener.wait("c")["code"] == "UNAVAILABLE"
+    other.close()
+
+
+def test_a_full_queue_refuses(make: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm2c_runtime.engine.MAX_REQUESTS", 2)
+    engine, listener = make(ToyExecutor(delay=0.01)), Listener()
+    ask(engine, listener, "a", "p", max_tokens=30)
+    ask(engine, listener, "b", "p", max_tokens=30)
+    with pytest.raises(RequestError, match="RESOURCE_EXHAUSTED: 2 requests"):
+        ask(engine, listener, "c", "p")
+    assert listener.wait("a")["type"] == listener.wait("b")["type"] == "finish"
+    ask(engine, listener, "c", "p", max_tokens=1)
+    assert listener.wait("c")["type"] == "finish"
 
 
 def test_a_failing_listener_hurts_nobody_else(make: MakeEngine) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_engine import Listener, ToyExecutor, toy_engine
+
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.server.client import EngineClient
 from mm2c_runtime.server.launcher import EngineProcess
 from mm2c_runtime.server.protocol import MAX_FRAME, Reader, encode
-from toy_engine import Listener, ToyExecutor, toy_engine
 
 SERVER = [sys.executable, str(Path(__file__).with_name("toy_server.py"))]
 PROMPTS = {str(number): f"prompt {number} " + "xyz" * number for number in range(8)}
@@ -149,6 +150,7 @@ def test_sigterm_finishes_what_is_in_flight(process: EngineProcess) -> None:
     ask(client, "a", "p", max_tokens=60, ignore_eos=True)
     watch.wait("a", ("delta",))
     assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)  # a Ctrl-C on the terminal is left to the parent
     os.kill(process.pid, signal.SIGTERM)
     assert watch.wait("a")["finish_reason"] == "length"
     assert process.wait(5) == 0
@@ -213,6 +215,17 @@ def test_strangers_are_turned_away(process: EngineProcess, bytes_sent: bytes) ->
         stream.connect(process.socket_path)
         stream.sendall(bytes_sent)
         assert Reader(stream).read() is None
+    client = connect(process, Watch())
+    assert client.ping() < 1
+    client.close()
+
+
+def test_a_socket_that_is_served_is_left_alone(process: EngineProcess) -> None:
+    second = EngineProcess("", process.socket_path, command=SERVER)
+    second.start()
+    with pytest.raises(BundleError, match="exited with status 1"):
+        second.wait_ready(20)
+    second.stop()
     client = connect(process, Watch())
     assert client.ping() < 1
     client.close()

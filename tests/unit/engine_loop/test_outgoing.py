@@ -5,6 +5,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mm2c_runtime.server import outgoing
 from mm2c_runtime.server.outgoing import Outgoing
 

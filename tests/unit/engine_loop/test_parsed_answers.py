@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from toy_engine import ToyExecutor, ToyTemplate, toy_engine, toy_tokenizer
+
 from mm2c_runtime.completion import Completion, Stream
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.requests import parse_request
-from toy_engine import ToyExecutor, ToyTemplate, toy_engine, toy_tokenizer
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOLS = [

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mm2c_runtime.kv import RowPool
 from mm2c_runtime.scheduling.allowed import AllowedTokens
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
@@ -151,10 +152,8 @@ def drive(scheduler: Scheduler, steps: int) -> list[StepBatch]:
         if batch is None:
             break
         batches.append(batch)
-        scheduler.apply(
-            batch,
-            StepResult(batch.step_id, [RowResult(row.row, 7 if row.sample else None) for row in batch.rows]),
-        )
+        rows = [RowResult(row.row, 7 if row.sample else None) for row in batch.rows]
+        scheduler.apply(StepResult(batch.step_id, rows))
     return batches
 
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.generation import GenerationDefaults, Preparer
@@ -20,8 +23,6 @@ from mm2c_runtime.kv import RowPool
 from mm2c_runtime.sampling.sampler import Sampler
 from mm2c_runtime.scheduling.scheduler import Scheduler
 from mm2c_runtime.step import StepBatch, StepResult
-from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 PARSER_TOKENS = ("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>")
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mm2c_runtime.server.process import die_with_parent, serve
 from toy_engine import ToyExecutor, toy_engine
+
+from mm2c_runtime.server.process import die_with_parent, serve
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

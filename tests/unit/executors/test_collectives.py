@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from mm2c_runtime.executors.collectives import all_gather, all_reduce, gathered_shape
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_bundle import CONTEXT, NAN_TOKEN, ROWS, VOCAB, WIDTH, expected, write_toy_bundle
+
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.executors.base import Executor
 from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
 from mm2c_runtime.sampling.sampler import NON_FINITE
 from mm2c_runtime.step import RowCopy, RowStep, SamplingParams, StepBatch
-from toy_bundle import CONTEXT, NAN_TOKEN, ROWS, VOCAB, WIDTH, expected, write_toy_bundle
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -27,7 +28,9 @@ def decode(tokens: list[int], pasts: list[int], **more: object) -> StepBatch:
 
 @pytest.fixture(params=[True, False], ids=["in_place", "written_back"])
 def executor(request: pytest.FixtureRequest, tmp_path: Path):
-    made: Executor = OnnxRuntimeExecutor(tmp_path, write_toy_bundle(tmp_path, in_place=request.param), threads=1)
+    made: Executor = OnnxRuntimeExecutor(
+        tmp_path, write_toy_bundle(tmp_path, in_place=request.param), threads=1
+    )
     yield made
     made.close()
     made.close()

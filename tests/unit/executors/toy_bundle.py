@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from mm2c_runtime.manifest import FileEntry, Manifest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from onnx import helper as h
+
+from mm2c_runtime.manifest import FileEntry, Manifest
 
 VOCAB, WIDTH, CONTEXT, ROWS, CHUNK = 12, 4, 16, 3, 6
 NAN_TOKEN = 11
@@ -28,7 +29,9 @@ def expected(tokens: list[int]) -> NDArray[np.float32]:
     return np.asarray((EMBED[0, tokens].sum(0) + EMBED[1, tokens].sum(0)) @ HEAD, np.float32)
 
 
-def write_toy_bundle(folder: Path, *, in_place: bool = True, padded: bool = True, all_logits: bool = False) -> Manifest:
+def write_toy_bundle(
+    folder: Path, *, in_place: bool = True, padded: bool = True, all_logits: bool = False
+) -> Manifest:
     """Write the programs and return the manifest (not written)."""
     ranks = []
     for rank in range(2):
@@ -40,7 +43,11 @@ def write_toy_bundle(folder: Path, *, in_place: bool = True, padded: bool = True
             onnx.save(model, str(folder / file))
             graph = model.graph
             segments.append(
-                {"file": file, "inputs": [v.name for v in graph.input], "outputs": [v.name for v in graph.output]}
+                {
+                    "file": file,
+                    "inputs": [v.name for v in graph.input],
+                    "outputs": [v.name for v in graph.output],
+                }
             )
         ranks.append(
             {
@@ -48,7 +55,13 @@ def write_toy_bundle(folder: Path, *, in_place: bool = True, padded: bool = True
                 "segments": segments,
                 "collectives": [
                     {"kind": "all_reduce", "input": "part", "output": "sum", "groups": [[0, 1]]},
-                    {"kind": "all_gather", "input": "half", "output": "joined", "axis": -1, "groups": [[0, 1]]},
+                    {
+                        "kind": "all_gather",
+                        "input": "half",
+                        "output": "joined",
+                        "axis": -1,
+                        "groups": [[0, 1]],
+                    },
                 ],
                 "weights": f"rank{rank}/weights",
                 "kv": {"layers": 1, "kv_heads": 1, "head_dim": WIDTH, "dtype": "f32"},

@@ -91,8 +91,12 @@ def _session(segment: ir.Model, program: Program, reader: TensorReader) -> ort.I
     model = segment.clone()
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
-            value.const_value = ir.tensor(np.ascontiguousarray(evaluate(program.recipes[name], reader)), name=name)
+            value.const_value = ir.tensor(
+                np.ascontiguousarray(evaluate(program.recipes[name], reader)), name=name
+            )
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )

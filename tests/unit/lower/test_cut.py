@@ -42,7 +42,10 @@ def test_segments_of_all_ranks_agree(lowering: str, tp: int, ep: int) -> None:
 def test_what_travels_between_segments(lowering: str) -> None:
     (program, _) = programs(GRAPH, CONFIG, 2, 1, LOWERINGS[lowering])
     known = {str(v.name) for v in GRAPH.model.graph.inputs}
-    segments = [({str(v.name) for v in s.graph.inputs}, {str(v.name) for v in s.graph.outputs}) for s in program.segments]
+    segments = [
+        ({str(v.name) for v in s.graph.inputs}, {str(v.name) for v in s.graph.outputs})
+        for s in program.segments
+    ]
     for i, (inputs, outputs) in enumerate(segments):
         assert inputs <= known
         later = set().union(*(following for following, _ in segments[i + 1 :]))
@@ -54,7 +57,10 @@ def test_what_travels_between_segments(lowering: str) -> None:
         known |= outputs
     for segment in program.segments:  # activations, lengths and caches; never a weight
         assert not {v.name for v in segment.graph.inputs} & set(program.recipes)
-        assert all(v.const_value is not None or v.name in program.recipes for v in segment.graph.initializers.values())
+        assert all(
+            v.const_value is not None or v.name in program.recipes
+            for v in segment.graph.initializers.values()
+        )
 
 
 def test_segments_carry_only_the_bodies_they_use() -> None:
@@ -81,7 +87,8 @@ def test_a_weight_prepared_for_two_segments_is_prepared_in_both() -> None:
         node.outputs[0].name = f"v{i}"
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     lowered.model = ir.Model(
-        ir.Graph([x], second.outputs, nodes=nodes, initializers=[weight], opset_imports={"": 23}), ir_version=10
+        ir.Graph([x], second.outputs, nodes=nodes, initializers=[weight], opset_imports={"": 23}),
+        ir_version=10,
     )
     program = cut(lowered)
     assert [[n.op_type for n in s.graph] for s in program.segments] == [["Cast", "Mul"], ["Cast", "Mul"]]

@@ -25,7 +25,9 @@ CUTS = [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (4, 4)]
 DENSE = model_config()
 FP8 = model_config(hidden=128, head_dim=128, intermediate=512, vocab=97)
 FEWER_LOCAL_EXPERTS = model_config(experts=8, top_k=5, heads=4, kv_heads=4, layers=1, rope=Rope(5e6, 32))
-ODD = model_config(hidden=40, heads=12, head_dim=24, intermediate=20, experts=12, top_k=1, vocab=101, rope=Rope(1e6, 12))
+ODD = model_config(
+    hidden=40, heads=12, head_dim=24, intermediate=20, experts=12, top_k=1, vocab=101, rope=Rope(1e6, 12)
+)
 
 
 def conversation(run: Lockstep, config: ModelConfig) -> list[np.ndarray[Any, Any]]:
@@ -53,7 +55,9 @@ def reference() -> Callable[[RankGraph, ModelConfig], list[np.ndarray[Any, Any]]
     def compute(graph: RankGraph, config: ModelConfig) -> list[np.ndarray[Any, Any]]:
         key = (config, stored_formats(graph))
         if key not in known:
-            run = Lockstep(programs(graph, config, 1, 1, lower_portable), RandomCheckpoint(graph.recipes), config)
+            run = Lockstep(
+                programs(graph, config, 1, 1, lower_portable), RandomCheckpoint(graph.recipes), config
+            )
             known[key] = conversation(run, config)
         return known[key]
 
@@ -68,12 +72,16 @@ def assert_close(found: list[np.ndarray[Any, Any]], expected: list[np.ndarray[An
 
 @pytest.mark.parametrize("lowering", ["fast", "portable"])
 @pytest.mark.parametrize(("tp", "ep"), CUTS)
-@pytest.mark.parametrize("config", [DENSE, FP8, FEWER_LOCAL_EXPERTS, ODD], ids=["dense", "fp8", "few_experts", "odd"])
+@pytest.mark.parametrize(
+    "config", [DENSE, FP8, FEWER_LOCAL_EXPERTS, ODD], ids=["dense", "fp8", "few_experts", "odd"]
+)
 def test_logits_of_every_cut(
     config: ModelConfig, tp: int, ep: int, lowering: str, reference: Callable[..., list[np.ndarray[Any, Any]]]
 ) -> None:
     graph = hand_graph(config, fp8_everywhere(config) if config is FP8 else None)
-    run = Lockstep(programs(graph, config, tp, ep, LOWERINGS[lowering]), RandomCheckpoint(graph.recipes), config)
+    run = Lockstep(
+        programs(graph, config, tp, ep, LOWERINGS[lowering]), RandomCheckpoint(graph.recipes), config
+    )
     assert_close(conversation(run, config), reference(graph, config))
 
 

@@ -42,7 +42,9 @@ def built(bundle: Path, lowering: str, tp: int) -> tuple[list[Program], list[Pat
     written = []
     for rank, program in enumerate(ranks):
         entries = write_weights(bundle / f"rank{rank}" / WEIGHTS[lowering], program.recipes)
-        files, record = build(program, bundle, rank=rank, lowering=lowering, entries=entries, kv=kv_spec(CONFIG, tp))
+        files, record = build(
+            program, bundle, rank=rank, lowering=lowering, entries=entries, kv=kv_spec(CONFIG, tp)
+        )
         assert record.rank == rank
         assert [bundle / s.file for s in record.segments] == files
         assert record.weights == f"rank{rank}/{WEIGHTS[lowering]}"
@@ -97,13 +99,20 @@ def test_the_whole_graph_without_weights(tmp_path: Path, tp: int) -> None:
     path = tmp_path / "model.onnx"
     write_graph(shard(GRAPH, CONFIG, Mapping(tp)), path)
     model = onnx.load(path, load_external_data=False)
-    assert {f.name for f in model.functions} >= {"M2Attention", "M2MoeRouting", "M2MoeExpertsFp8", "M2Fp8Linear"}
+    assert {f.name for f in model.functions} >= {
+        "M2Attention",
+        "M2MoeRouting",
+        "M2MoeExpertsFp8",
+        "M2Fp8Linear",
+    }
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             stated = {entry.key: entry.value for entry in tensor.external_data}
             assert stated["location"] == "weights.safetensors"
             assert int(stated["length"]) > 0
-    assert not any(value.const_value for name, value in GRAPH.model.graph.initializers.items() if name in GRAPH.recipes)
+    assert not any(
+        value.const_value for name, value in GRAPH.model.graph.initializers.items() if name in GRAPH.recipes
+    )
     onnx.shape_inference.infer_shapes(model)
 
 

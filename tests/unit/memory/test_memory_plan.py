@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mm2c.checkpoint import recipes_for_config
 from mm2c.config import BuildOptions, Mapping, ModelConfig, Rope, WeightFormats
 from mm2c.errors import UserError

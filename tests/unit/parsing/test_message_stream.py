@@ -6,6 +6,7 @@ import json
 
 import pytest
 from completions import arguments, assert_same, block, chunks, invoke, joined, stream, streamed_calls, tool
+
 from mm2c_runtime.parsing import Incomplete, Message, MessageStream, parse_message
 
 TOOLS = [
@@ -262,7 +263,7 @@ def test_a_stream_takes_nothing_after_its_end() -> None:
 
 def test_a_surrogate_pair_split_between_chunks_is_one_character() -> None:
     pieces = ['<minimax:tool_call><invoke name="f"><parameter name="s">\ud83d', "\ude00</parameter></invoke>"]
-    (name, text) = streamed_calls(stream(pieces, TOOLS, starts_in_reasoning=False))[0]
+    _, text = streamed_calls(stream(pieces, TOOLS, starts_in_reasoning=False))[0]
     text.encode()
     assert json.loads(text) == {"s": "😀"}
 

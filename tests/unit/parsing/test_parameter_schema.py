@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from completions import arguments, block, invoke, tool
+
 from mm2c_runtime.parsing import parse_message
 
 STRING, INTEGER, NUMBER, NULL = ({"type": name} for name in ("string", "integer", "number", "null"))
@@ -173,13 +174,21 @@ def test_additional_properties_and_combined_parameters() -> None:
         tool("b", additionalProperties=False),
         tool("c", {"p": INTEGER}, **combined),
         tool("d", anyOf=[{"properties": {"p": INTEGER}}, {"properties": {"p": NULL}}]),
+        tool("e", {"p": STRING}, anyOf=[{"properties": {"p": {"minLength": 1}}}, {"required": ["p"]}]),
     ]
-    text = block(invoke("a", p="5"), invoke("b", p="5"), invoke("c", p="5", q="5"), invoke("d", p="null"))
+    text = block(
+        invoke("a", p="5"),
+        invoke("b", p="5"),
+        invoke("c", p="5", q="5"),
+        invoke("d", p="null"),
+        invoke("e", p="5"),
+    )
     assert arguments(parse_message(text, tools)) == [
         ("a", {"p": "5"}),
         ("b", {"p": 5}),
         ("c", {"p": 5, "q": "5"}),
         ("d", {"p": None}),
+        ("e", {"p": "5"}),
     ]
 
 

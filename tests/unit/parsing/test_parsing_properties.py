@@ -10,6 +10,7 @@ from typing import Any
 from completions import assert_same, chunks, joined, stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from mm2c_runtime.chat import ChatTemplate, will_reason
 from mm2c_runtime.parsing import MessageStream, parse_message
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from completions import arguments, assert_same, block, chunks, invoke, stream, tool
+
 from mm2c_runtime.chat import will_reason
 from mm2c_runtime.parsing import parse_message
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models
+
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.parsing import ReasoningParser
-from tokenizers import Tokenizer, models
 
 OPEN, CLOSE, CALL = 7, 3, 5  # not the released ids: they are looked up
 

@@ -19,15 +19,17 @@ _TYPES = {"f32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "e4m3": ir.Dat
 def model_config(**changes: Any) -> ModelConfig:
     """A small model that tp 1, 2, 4 and ep 2, 4 can cut."""
     values: dict[str, Any] = {
-        "layers": 2, "hidden": 64, "heads": 8, "kv_heads": 4, "head_dim": 32, "intermediate": 64, "experts": 8,
-        "top_k": 3, "vocab": 96, "eps": 1e-6, "context": 64, "rope": Rope(1e4, 16), "bos": 1, "eos": (2,),
+        "layers": 2, "hidden": 64, "heads": 8, "kv_heads": 4, "head_dim": 32, "intermediate": 64, "experts":
+        8, "top_k": 3, "vocab": 96, "eps": 1e-6, "context": 64, "rope": Rope(1e4, 16), "bos": 1, "eos": (2,),
     }  # fmt: skip
     return ModelConfig(**{**values, **changes})
 
 
 def fp8_everywhere(config: ModelConfig) -> WeightFormats:
     modules = [f"model.layers.{i}.self_attn.{p}_proj" for i in range(config.layers) for p in "qkvo"]
-    return WeightFormats(fp8=frozenset(modules + [f"model.layers.{i}.mlp.experts" for i in range(config.layers)]))
+    return WeightFormats(
+        fp8=frozenset(modules + [f"model.layers.{i}.mlp.experts" for i in range(config.layers)])
+    )
 
 
 class _Graph:
@@ -48,9 +50,17 @@ class _Graph:
         return self.tensors.setdefault(name, value)
 
     def op(
-        self, op: str, *inputs: ir.Value, domain: str = "", outputs: int = 1, kind: str = "FLOAT", **attributes: Any
+        self,
+        op: str,
+        *inputs: ir.Value,
+        domain: str = "",
+        outputs: int = 1,
+        kind: str = "FLOAT",
+        **attributes: Any,
     ) -> Any:
-        node = ir.node(op, inputs, attributes, domain=domain, num_outputs=outputs, name=f"{op}_{len(self.nodes)}")
+        node = ir.node(
+            op, inputs, attributes, domain=domain, num_outputs=outputs, name=f"{op}_{len(self.nodes)}"
+        )
         for i, value in enumerate(node.outputs):
             value.name = f"{op}_{len(self.nodes)}_{i}"
             value.type = ir.TensorType(ir.DataType[kind])
@@ -137,7 +147,7 @@ def hand_graph(config: ModelConfig, formats: WeightFormats | None = None) -> Ran
 
 
 class RandomCheckpoint:
-    """A reader that makes up every checkpoint tensor from its key; the scale of values keeps activations near 1."""
+    """A reader that makes up every checkpoint tensor from its key; activations stay near 1."""
 
     def __init__(self, recipes: dict[str, Any], seed: int = 0) -> None:
         self._sources: dict[str, Any] = {}

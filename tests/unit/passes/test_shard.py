@@ -44,7 +44,9 @@ def test_the_whole_graph_is_left_as_it_is(fp8: bool) -> None:
     shapes = {name: tuple(value.shape or ()) for name, value in graph.model.graph.initializers.items()}
     recipes = dict(graph.recipes)
     ranks(graph, CONFIG, 4, 2)
-    assert {name: tuple(value.shape or ()) for name, value in graph.model.graph.initializers.items()} == shapes
+    assert {
+        name: tuple(value.shape or ()) for name, value in graph.model.graph.initializers.items()
+    } == shapes
     assert graph.recipes == recipes
     assert not collectives(graph)
 
@@ -58,7 +60,11 @@ def test_three_all_reduces_a_layer(tp: int, ep: int) -> None:
         for layer in range(CONFIG.layers):
             prefix = f"model.layers.{layer}."
             of_layer = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-            assert of_layer == ["self_attn.qk_sums.all_reduce", "self_attn.o_proj.all_reduce", "mlp.experts.all_reduce"]
+            assert of_layer == [
+                "self_attn.qk_sums.all_reduce",
+                "self_attn.o_proj.all_reduce",
+                "mlp.experts.all_reduce",
+            ]
         assert names[0] == "model.embed_tokens.all_reduce"
         assert names[-1] == "lm_head.all_gather"
         assert len(names) == 3 * CONFIG.layers + 2
@@ -84,13 +90,15 @@ def test_attention_keeps_the_global_divisors() -> None:
     own = shard(hand_graph(CONFIG), CONFIG, Mapping(4, rank=3))
     for node in own.model.graph:
         if node.op_type == "M2Attention":
-            attributes = {name: node.attributes[name].as_int() for name in ("heads", "kv_heads", "q_total", "k_total")}
+            attributes = {
+                name: node.attributes[name].as_int() for name in ("heads", "kv_heads", "q_total", "k_total")
+            }
             assert attributes == {"heads": 2, "kv_heads": 1, "q_total": 1024, "k_total": 512}
     for value in (*own.model.graph.inputs, *own.model.graph.outputs):
         if "_cache" in str(value.name):
             assert value.shape is not None
             assert value.shape[1] == 1
-    assert [v.name for v in own.model.graph.outputs][0] == "logits"
+    assert own.model.graph.outputs[0].name == "logits"
 
 
 def test_first_expert_follows_the_group() -> None:
@@ -109,13 +117,20 @@ def _assembled(name: str, parts: list[np.ndarray[Any, Any]], tp: int, ep: int) -
             own = parts[group * cut : (group + 1) * cut]
             if "gate_up" in name:
                 halves = [np.split(part, 2, axis=1) for part in own]
-                groups.append(np.concatenate([half for i in range(2) for half in (h[i] for h in halves)], axis=1))
+                groups.append(
+                    np.concatenate([half for i in range(2) for half in (h[i] for h in halves)], axis=1)
+                )
             else:
                 groups.append(np.concatenate(own, axis=2))
         return np.concatenate(groups, axis=0)
     if "o_proj" in name:
         return np.concatenate(parts, axis=1)
-    if "_proj" in name or "q_norm" in name or "k_norm" in name or name in ("lm_head.weight", "model.embed_tokens.weight"):
+    if (
+        "_proj" in name
+        or "q_norm" in name
+        or "k_norm" in name
+        or name in ("lm_head.weight", "model.embed_tokens.weight")
+    ):
         return np.concatenate(parts, axis=0)
     for part in parts[1:]:
         np.testing.assert_array_equal(part, parts[0])
@@ -132,7 +147,9 @@ def test_rank_tensors_tile_the_whole(tp: int, ep: int, fp8: bool) -> None:
         whole = np.ascontiguousarray(evaluate(recipe, reader))
         parts = [evaluate(own.recipes[name], reader) for own in cut]
         for own, part in zip(cut, parts, strict=True):
-            assert tuple(own.model.graph.initializers[name].shape or ()) == part.shape == own.recipes[name].shape
+            assert (
+                tuple(own.model.graph.initializers[name].shape or ()) == part.shape == own.recipes[name].shape
+            )
         joined = np.ascontiguousarray(_assembled(name, parts, tp, ep))
         if name in ("lm_head.weight", "model.embed_tokens.weight"):
             assert not joined[CONFIG.vocab :].any()  # padding

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.generation import Generation, GenerationDefaults, Preparer
 from mm2c_runtime.requests import parse_request
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
 def load(tmp_path: Path, config: dict[str, Any] | None, eos: list[int] | None = None) -> GenerationDefaults:

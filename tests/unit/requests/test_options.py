@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.options import Options, parse_options
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.requests import parse_request
 

@@ -4,6 +4,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mm2c_runtime.stop import StopStrings
 
 small = st.text(alphabet="ab ", min_size=1, max_size=4)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from mm2c_runtime.sampling.candidates import top
 from mm2c_runtime.sampling.draw import draw
 from mm2c_runtime.sampling.uniform import TokenUniform
 from mm2c_runtime.step import SamplingParams
-from numpy.typing import NDArray
 
 CHI_SQUARE_999 = {9: 27.88, 19: 43.82, 39: 72.05}  # 0.999 quantiles by degrees of freedom
 
@@ -19,7 +20,9 @@ def ordered(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     return ids[logits[ids] > -np.inf]
 
 
-def distribution(logits: NDArray[np.float32], params: SamplingParams) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def distribution(
+    logits: NDArray[np.float32], params: SamplingParams
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Ids and probabilities of what the filters keep, the plain way."""
     ids = ordered(logits)
     if params.top_k:
@@ -106,7 +109,9 @@ def test_large_vocabulary_without_filters_is_exact():
     ids, probabilities = distribution(logits, SamplingParams())
     cumulative = np.cumsum(probabilities)
     for uniform in (0.0, 0.001, 0.5, 0.9, 0.999999):
-        assert pick(logits, SamplingParams(), uniform) == ids[np.searchsorted(cumulative, uniform, side="right")]
+        assert (
+            pick(logits, SamplingParams(), uniform) == ids[np.searchsorted(cumulative, uniform, side="right")]
+        )
         nucleus = SamplingParams(top_p=0.6)
         kept = np.searchsorted(cumulative, 0.6) + 1
         target = uniform * cumulative[kept - 1]

@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from mm2c_runtime.sampling.bitmask import forbid, pack
 from mm2c_runtime.sampling.penalties import PenaltyHistory
 from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
 from mm2c_runtime.step import RowStep, SamplingParams
-from numpy.typing import NDArray
 
 VOCAB = 100
 GREEDY = SamplingParams(temperature=0.0)
 
 
 def step(row: int, index: int = 0, params: SamplingParams | None = None, **more: object) -> RowStep:
-    return RowStep(row=row, tokens=[1], past_len=5, new_len=1, sample=True, token_index=index, sampling=params, **more)
+    return RowStep(
+        row=row, tokens=[1], past_len=5, new_len=1, sample=True, token_index=index, sampling=params, **more
+    )
 
 
 def logits_of(*seeds: int, vocab: int = VOCAB) -> NDArray[np.float32]:
@@ -189,7 +192,9 @@ def test_repetition_penalty_is_transformers():
         history.add(ids.tolist(), ids[20:].tolist())
         found = logits.copy()
         history.apply(found, SamplingParams(repetition_penalty=penalty))
-        theirs = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(ids)[None], torch.tensor(logits)[None])
+        theirs = RepetitionPenaltyLogitsProcessor(penalty)(
+            torch.tensor(ids)[None], torch.tensor(logits)[None]
+        )
         np.testing.assert_array_equal(found, theirs[0].numpy())
 
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mm2c_runtime.sampling.uniform import TokenUniform
 from numpy.random import Generator, Philox
+
+from mm2c_runtime.sampling.uniform import TokenUniform
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, 2**63, 2**64 - 1])

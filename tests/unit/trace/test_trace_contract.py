@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import onnx_ir as ir
 import pytest
+from traced_model import config, formats, random_weights, serialised
+
 from mm2c.checkpoint.recipes import recipes_for_config
 from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.trace import trace
 from mm2c.weights.recipe import RankGraph, Source
-from traced_model import config, formats, random_weights, serialised
 
 SHAPE = config(layers=3, intermediate=128)
 

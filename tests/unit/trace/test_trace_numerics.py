@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from traced_model import config, formats, official, random_weights, session
+
 from mm2c.checkpoint.recipes import recipes_for_config
 from mm2c.config import BuildOptions, ModelConfig, Rope
 from mm2c.trace import trace
-from traced_model import config, formats, official, random_weights, session
 
 CAPACITY = 24
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

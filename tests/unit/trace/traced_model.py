@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
+
 from mm2c import dialect
 from mm2c.config import ModelConfig, Rope, WeightFormats
 from mm2c.dialect.blocks import dequantize_reference

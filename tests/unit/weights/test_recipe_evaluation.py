@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mm2c.weights.dtypes import E4M3_VALUES, NUMPY
 from mm2c.weights.evaluate import evaluate, nbytes, stream
 from mm2c.weights.recipe import (

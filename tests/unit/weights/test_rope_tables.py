@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from mm2c.checkpoint import rope_recipes
 from mm2c.checkpoint.config_rope import parse_rope
 from mm2c.config import ModelConfig

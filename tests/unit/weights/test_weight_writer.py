@@ -16,6 +16,8 @@ import pytest
 from edit_weights import with_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+
 from mm2c.checkpoint import Checkpoint
 from mm2c.errors import UserError
 from mm2c.weights import writer
@@ -24,7 +26,6 @@ from mm2c.weights.evaluate import evaluate
 from mm2c.weights.layout import ALIGNMENT, WeightJob, lay_out, shared_order
 from mm2c.weights.recipe import Cast, Dequantize, Interleave, Recipe, Slice, Source, Stack, Transpose
 from mm2c.weights.writer import write_all, write_rank_weights
-from safetensors import safe_open
 
 Make = Callable[..., Path]
 EXPERTS = "model.layers.0.mlp.experts"

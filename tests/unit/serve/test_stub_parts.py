@@ -1,0 +1,146 @@
+"""Small parts of the stub: joining tool calls, the sockets' names, the gate, the keeper."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mm2c_runtime.stub import keeper as keeper_module
+from mm2c_runtime.stub.gate import Gate
+from mm2c_runtime.stub.keeper import Keeper
+from mm2c_runtime.stub.paths import bundle_root, engine_socket, gate_flag
+from mm2c_runtime.stub.tool_calls import joined, whole
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.lists(st.text())), max_size=4), st.data())
+def test_calls_are_the_same_however_their_deltas_are_cut(calls: Any, data: st.DataObject) -> None:
+    deltas: list[dict[str, Any]] = []
+    for index, (name, pieces) in enumerate(calls):
+        function = {"name": name, "arguments": ""}
+        deltas.append({"index": index, "id": f"c{index}", "type": "function", "function": function})
+        deltas += [{"index": index, "function": {"arguments": piece}} for piece in pieces]
+    cut = data.draw(st.integers(0, len(deltas)))
+    expected = [
+        {"id": f"c{i}", "type": "function", "function": {"name": name, "arguments": "".join(pieces)}}
+        for i, (name, pieces) in enumerate(calls)
+    ]
+    assert whole(deltas) == expected
+    assert whole([*joined(deltas[:cut]), *joined(deltas[cut:])]) == expected
+
+
+def test_every_stub_of_a_server_finds_the_same_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
+None: monkeypatch.setenv("TMPDIR", str(tmp_path)) monkeypatch.setattr("tempfile.tempdir", None)
+monkeypatch.delenv("MM2C_ENGINE_SOCKET", raising=False) found =
+{engine_socket(bundle_root(f"/b/model_repository/{m}")) for m in ("minimax_m2", "mm_gate")} assert len(found)
+== 1 (socket,) = found assert str(os.getppid()) in socket.name assert (socket.parent.stat().st_mode & 0o777)
+== 0o700 assert engine_socket(Path("/other")) != socket monkeypatch.setenv("MM2C_ENGINE_SOCKET",
+"/run/x.sock") assert engine_socket(Path("/b")) == Path("/run/x.sock") assert gate_flag(Path("/run/x.sock"))
+== Path("/run/x.sock.closed")
+
+
+class GateTriton:
+    """Model control as Triton does it: loading the gate fails while the flag is down, and before start is done."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag, self.loaded, self.started = flag, True, False
+
+    def load_model(self, model_name: str) -> None:
+        self._refuse_early()
+        if self.flag.exists():
+            raise RuntimeError("refused by the flag")
+        self.loaded = True
+
+    def unload_model(self, model_name: str) -> None:
+        self._refuse_early()
+        self.loaded = False
+
+    def _refuse_early(self) -> None:
+        if not self.started:
+            raise RuntimeError("the server is starting")
+
+
+def _until(condition: Any) -> None:
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_gate_waits_for_tritons_start_and_the_last_wish_wins(tmp_path: Path) -> None:
+    triton = GateTriton(tmp_path / "closed")
+    gate = Gate(triton, triton.flag, lambda text: None)
+    gate.close()
+    assert triton.flag.exists()
+    time.sleep(0.1)
+    assert triton.loaded
+    triton.started = True
+    _until(lambda: not triton.loaded)
+    gate.close()
+    gate.open()
+    _until(lambda: triton.loaded)
+    time.sleep(0.3)
+    assert triton.loaded
+    assert not triton.flag.exists()
+
+
+class Engine:
+    """Stands for EngineProcess; fails to start as often as ``failures`` says."""
+
+    failures = 0
+    starts: list[int]
+
+    def __init__(self, bundle: str, socket: str) -> None:
+        Engine.starts = []
+
+    def start(self) -> None:
+        Engine.starts.append(threading.get_ident())
+
+    def wait_ready(self, timeout: float) -> None:
+        if Engine.failures:
+            Engine.failures -= 1
+            raise RuntimeError("it did not start")
+
+    def stop(self, timeout: float) -> None:
+        return
+
+
+class Quiet:
+    """Stands for the link and for the gate; counts."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self.calls.append(name)
+
+
+def _keeper(monkeypatch: pytest.MonkeyPatch, failures: int) -> tuple[Keeper, Quiet]:
+    monkeypatch.setattr(keeper_module, "EngineProcess", Engine)
+    monkeypatch.setattr(keeper_module, "BACKOFF_SECONDS", (0.0, 0.01))
+    Engine.failures = failures
+    gate = Quiet()
+    return Keeper(Path("/b"), Path("/s"), Quiet(), gate, lambda text: None), gate  # type: ignore[arg-type]
+
+
+def test_keeper_restarts_until_the_engine_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, gate = _keeper(monkeypatch, 0)
+    keeper.start()
+    Engine.failures = 3
+    keeper.lost()
+    _until(lambda: gate.calls == ["clear", "close", "open"])
+    assert len(Engine.starts) == 5
+    assert len(set(Engine.starts)) == 1  # one thread starts every engine: it dies with its thread
+    keeper.stop()
+
+
+def test_keeper_tells_why_the_first_start_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, _ = _keeper(monkeypatch, 1)
+    with pytest.raises(RuntimeError, match="it did not start"):
+        keeper.start()
+    keeper.stop()

@@ -1,0 +1,85 @@
+"""Tensors and parameters become fields."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import Any
+
+import fake_pb
+import pytest
+
+from mm2c_runtime.errors import RequestError
+from mm2c_runtime.options import NAMES
+from mm2c_runtime.stub.options import INPUTS, OUTPUTS, PROMPT
+from mm2c_runtime.stub.request import decode
+
+
+def _decode(parameters: dict[str, Any] | None = None, timeout: int = 0, **tensors: Any) -> Any:
+    return decode(fake_pb, fake_pb.Request(tensors, parameters, timeout))
+
+
+def test_tensors_become_values() -> None:
+    call = _decode(text_input="Hé", max_tokens=5, temperature=0.7, stop_words=["a", "b"], stream=True)
+    assert call.fields == {
+        "text_input": "Hé",
+        "max_tokens": 5,
+        "temperature": 0.7,  # not 0.699999988
+        "stop_words": ["a", "b"],
+        "stream": True,
+    }
+    assert call.answer.stream
+
+
+def test_streaming_is_asked_for() -> None:
+    assert not _decode(text_input="a").answer.stream
+
+
+def test_unknown_parameters_travel_on_for_the_engine_to_refuse() -> None:
+    assert _decode({"oops": 1, "priority": 3}, text_input="a").fields == {
+        "text_input": "a",
+        "oops": 1,
+        "priority": 3,
+    }
+
+
+def test_tritons_timeout_is_in_microseconds() -> None:
+    assert _decode({"timeout": 2_500_000}, text_input="a").fields["timeout"] == 2.5
+    assert _decode(timeout=1_000_000, text_input="a").fields["timeout"] == 1.0
+    assert "timeout" not in _decode({"timeout": 0}, text_input="a").fields
+
+
+@pytest.mark.parametrize("timeout", [-1, "soon", 1.5, True])
+def test_bad_timeout(timeout: object) -> None:
+    with pytest.raises(RequestError, match="INVALID_ARGUMENT: timeout must be whole microseconds"):
+        _decode({"timeout": timeout}, text_input="a")
+
+
+def test_bad_tensors() -> None:
+    with pytest.raises(RequestError, match="text_input takes one value, got 2"):
+        _decode(text_input=["a", "b"])
+    with pytest.raises(RequestError, match="text_input is not UTF-8"):
+        _decode(text_input=b"\xff")
+    with pytest.raises(RequestError, match="max_tokens is given both"):
+        _decode({"max_tokens": 3}, text_input="a", max_tokens=3)
+
+
+def test_outputs_follow_the_flags() -> None:
+    assert "token_ids" not in _decode(text_input="a").answer.outputs
+    assert "token_ids" in _decode(text_input="a", return_token_ids=True).answer.outputs
+    assert "finish_reason" in _decode(text_input="a").answer.outputs
+    assert "finish_reason" not in _decode(text_input="a", return_finish_reason=False).answer.outputs
+
+
+def test_the_engine_knows_every_input() -> None:
+    assert set(INPUTS) - set(PROMPT) - {"return_token_ids"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("model", ["minimax_m2", "minimax_m2_unary"])
+def test_config_lists_what_the_stub_reads(model: str) -> None:
+    text = (resources.files("mm2c_model_repo") / model / "config.pbtxt").read_text(encoding="utf-8")
+    found = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ (-?1) \]( optional: true)?', text)
+    declared = {name: (type, dims) for name, type, dims, optional in found if optional}
+    assert declared == {name: (o.type, "-1" if o.many else "1") for name, o in INPUTS.items()}
+    assert {name: type for name, type, _, optional in found if not optional} == OUTPUTS
+    assert f'name: "{model}"' in text
