@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mm2c.bundle.read import read_bundle
 from mm2c_runtime.manifest import RankProgram
+from mm2c_runtime.manifest_file import read_bundle
 
 KV_ITEMSIZE = {"f32": 4, "bf16": 2, "fp8": 1}
 
@@ -22,7 +22,7 @@ def _nodes(bundle: Path, program: RankProgram) -> int:
 
 
 def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
-    """Facts of a bundle as plain values. Raises UserError where a file is missing or altered."""
+    """Facts of a bundle as plain values. Raises BundleError where a file is missing or altered."""
     manifest = read_bundle(bundle, checksums=checksums)
     ranks = [
         {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mm2c.bundle.read import read_bundle
-from mm2c.errors import UserError
+from mm2c_runtime.errors import BundleError
+from mm2c_runtime.manifest_file import read_bundle
 
 
 def is_fresh(output: Path, key: str) -> bool:
@@ -14,5 +14,5 @@ def is_fresh(output: Path, key: str) -> bool:
         return False
     try:
         return read_bundle(output, checksums=False).build_key == key
-    except UserError:
+    except BundleError:
         return False

@@ -48,10 +48,10 @@ def locate_config(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-) -> Path:
-    """The config.json that ``source`` means, found as ``locate`` finds a folder: a path to the file itself
-    will do, and no weights are downloaded."""
-    return _locate(source, revision, cwd, env, progress, config_only=True).config
+) -> Located:
+    """As ``locate``, but ``config`` is all that is needed: a path to the file itself will do, and no weights
+    are downloaded."""
+    return _locate(source, revision, cwd, env, progress, config_only=True)
 
 
 def _locate(

@@ -47,13 +47,13 @@ def serve(
     The supervisor restarts what dies. Ask it with `mm2c chat`, tritonclient or curl.
     """
     with user_errors():
-        from mm2c.bundle.read import read_manifest
         from mm2c.serve.installation import find_triton
         from mm2c.serve.ports import choose_ports
         from mm2c.serve.run_directory import RunDirectory
         from mm2c.serve.server import Server, Settings
         from mm2c.serve.supervisor import Supervisor
         from mm2c_runtime.checksums import check_contents, check_sizes
+        from mm2c_runtime.manifest_file import read_manifest
 
         bars = Bars()
         installation = find_triton(triton)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm2c.bundle.read import read_bundle
 from mm2c.errors import UserError
 from mm2c.progress import Progress
 from mm2c.verify.logits import TOLERANCE, CaseResult
+from mm2c_runtime.manifest_file import read_bundle
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Outcome:
 def verify_checkpoint(
     bundle: Path, against: str | None, lowering: str, steps: int, rows: int, progress: Progress
 ) -> Outcome:
-    """Raises UserError where the bundle is altered or not of this checkpoint, or a name is unknown."""
+    """Raises BundleError where the bundle is altered, UserError where it is not of this checkpoint."""
     from mm2c.checkpoint import Checkpoint, locate
 
     manifest = read_bundle(bundle)

@@ -52,8 +52,8 @@ def evaluate(recipe: Recipe, reader: TensorReader, region: Region | None = None)
     region = whole(recipe.shape) if region is None else region
     if isinstance(recipe, Source):
         rows = reader.read_rows(recipe.key, *region[0])
-        box = tuple(slice(*bounds) for bounds in region[1:])
-        return rows[(slice(None), *box)] if box else rows
+        box = (slice(None), *(slice(*bounds) for bounds in region[1:]))
+        return rows[box]
     if isinstance(recipe, Slice):
         start, stop = region[recipe.axis]
         return evaluate(

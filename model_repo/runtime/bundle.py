@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from mm2c_runtime.checksums import check_contents, check_sizes
@@ -20,7 +18,8 @@ from mm2c_runtime.errors import BundleError
 from mm2c_runtime.executors.base import Executor
 from mm2c_runtime.generation import GenerationDefaults, Preparer
 from mm2c_runtime.kv import RowPool
-from mm2c_runtime.manifest import FORMAT, Manifest
+from mm2c_runtime.manifest import Manifest
+from mm2c_runtime.manifest_file import read_manifest
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.scheduling.scheduler import Scheduler
 
@@ -138,40 +137,6 @@ class Bundle:
         self.close()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The bundle's manifest. Raises BundleError where it is missing, damaged, or of another format."""
-    path = folder / "manifest.json"
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise BundleError(
-            f"no bundle here: manifest.json cannot be read ({error.strerror})",
-            where=str(folder),
-            remedy="give the folder that `mm2c build -o` wrote",
-        ) from None
-    except ValueError as error:
-        raise BundleError(
-            f"manifest.json is not valid JSON: {error}", where=str(path), remedy=_REBUILD
-        ) from None
-    if isinstance(content, dict) and content.get("format") != FORMAT:
-        raise BundleError(
-            f"the bundle has format {content.get('format')}, this runtime reads format {FORMAT}",
-            where=str(path),
-            remedy="build it again with the mm2c that serves it",
-        )
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(
-            f"manifest.json: {place}: {first['msg']}", where=str(path), remedy=_REBUILD
-        ) from None
-
-
-_REBUILD = "build the bundle again with `mm2c build … --force`"
-
-
 def _check_servable(folder: Path, manifest: Manifest, lowering: str) -> None:
     if manifest.checkpoint is None:
         raise BundleError(
@@ -201,7 +166,7 @@ def _text_side(folder: Path, manifest: Manifest) -> tuple[Preparer, TokenBytes]:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise BundleError(
-            f"the tokenizer cannot be read: {error}", where=str(path), remedy=_REBUILD
+            f"the tokenizer cannot be read: {error}", where=str(path), remedy="build the bundle again with `mm2c build … --force`"
         ) from None
     preparer = Preparer(
         tokenizer,

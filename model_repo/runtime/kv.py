@@ -18,13 +18,12 @@ class RowPool:
 
     The rule: the m decoding sequences sit in rows 0 … m-1, which a decode step binds as one block. Prefilling
     sequences sit anywhere above, with holes between them. ``allocate`` takes the lowest free row, so that
-    sequences that finish their prefill in order of arrival are promoted without a copy. Row ``rows`` is a spare
-    one: with it there is always a free row to move a sequence to that is in the way.
+    sequences that finish their prefill in order of arrival are promoted without a copy. Row ``rows`` is a
+    spare one: with it there is always a free row to move a sequence to that is in the way.
 
-    Copies are returned in the order in which they must be carried out, before the next step of any kind; each one
-    moves the sequence of its source row. What the moved row held stays behind and means nothing.
-    Wrong calls (a row that is not allocated, a promotion twice) raise ValueError.
-    """
+    Copies are returned in the order in which they must be carried out, before the next step of any kind; each
+    one moves the sequence of its source row. What the moved row held stays behind and means nothing. Wrong
+    calls (a row that is not allocated, a promotion twice) raise ValueError."""
 
     def __init__(self, rows: int, context: int, budget: int | None = None) -> None:
         if rows < 1 or context < 1:
@@ -59,7 +58,7 @@ class RowPool:
         return 0 < tokens <= min(self.context, self.budget)
 
     def allocate(self, tokens: int) -> int:
-        """The row of a new, prefilling sequence, for which ``tokens`` are set aside. ValueError unless it fits."""
+        """The row of a new, prefilling sequence; ``tokens`` are set aside. ValueError unless it fits."""
         if not self.fits(tokens):
             raise ValueError(
                 f"no row for {tokens} tokens: {self.free} rows and {self.free_tokens} tokens are free"
@@ -81,7 +80,7 @@ class RowPool:
         return self._state(row).written
 
     def promote(self, row: int) -> list[RowCopy]:
-        """The prefilled sequence of ``row`` decodes from now on, in row m; at most two copies, usually none."""
+        """The prefilled sequence of ``row`` decodes from now on, in row m: at most two copies, often none."""
         self._state(row)
         target = self._decoding
         if row < target:

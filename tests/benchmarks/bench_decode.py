@@ -32,8 +32,8 @@ PROMPT, STEPS = 512, 64
 
 def engine(bundle: Path) -> Callable[[list[int]], tuple[float, float, list[int]]]:
     """One run of our engine: seconds of prefill, seconds of all decode steps, greedy tokens."""
-    from mm2c.bundle.read import read_manifest
     from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
+    from mm2c_runtime.manifest_file import read_manifest
     from mm2c_runtime.step import RowStep, SamplingParams, StepBatch
 
     executor = OnnxRuntimeExecutor(bundle, read_manifest(bundle), lowering="fast")

@@ -73,9 +73,9 @@ class OnnxRuntimeExecutor:
         )
 
     def forward(self, batch: StepBatch) -> NDArray[np.float32]:
-        """As ``Executor.forward``. A prefill of several rows, neighbours in order, is possible where the lowering
-        is padded. Raises ValueError for a batch that this executor cannot run, RequestError("INTERNAL") where
-        ONNX Runtime fails."""
+        """As ``Executor.forward``. A prefill of several rows, neighbours in order, is possible where the
+        lowering is padded. Raises ValueError for a batch that this executor cannot run,
+        RequestError("INTERNAL") where ONNX Runtime fails."""
         return self._forward(batch).copy()
 
     def step(self, batch: StepBatch) -> StepResult:
@@ -123,8 +123,8 @@ class OnnxRuntimeExecutor:
     def _run(
         self, first: int, ids: NDArray[np.int64], past: NDArray[np.int32], new: NDArray[np.int32]
     ) -> NDArray[np.float32]:
-        """Decode plans are kept: they differ in their number of rows only, and binding costs more than the run
-        of a small model. A prefill is bound anew."""
+        """Decode plans are kept: they differ in their number of rows only, and binding costs more than the
+        run of a small model. A prefill is bound anew."""
         batch, width = ids.shape
         kept = first == 0 and width == 1
         plan = self._plans.get(batch) if kept else None

@@ -38,10 +38,9 @@ class BoundSegment:
 class Plan:
     """A step on certain rows with ``ids`` i64[batch, width].
 
-    ``ids``, ``past`` and ``new`` i32[batch] are filled in before ``run``; ``logits`` (rank 0's) is valid until
-    the next step runs. ``segments[i][rank]`` runs before ``collectives[i]``. ``values`` keeps alive what the
-    bindings know by address only.
-    """
+    ``ids``, ``past`` and ``new`` i32[batch] are filled in before ``run``; ``logits`` (rank 0's) is valid
+    until the next step runs. ``segments[i][rank]`` runs before ``collectives[i]``. ``values`` keeps alive
+    what the bindings know by address only."""
 
     ids: NDArray[np.int64]
     past: NDArray[np.int32]
@@ -62,7 +61,7 @@ class Plan:
 
 
 class Planner:
-    """Makes plans over the ranks' programs and caches. Plans share their values' memory: one runs at a time."""
+    """Makes plans over the ranks' programs and caches. Plans share memory: one runs at a time."""
 
     def __init__(
         self,

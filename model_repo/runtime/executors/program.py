@@ -30,7 +30,7 @@ class LoadedProgram:
     last_use: dict[str, int]
 
     def end(self, name: str, made: int) -> int:
-        """The segment after which the memory of ``name``, made by segment ``made``, can serve another value."""
+        """The segment after which ``name``, made by segment ``made``, is not needed any more."""
         return len(self.segments) if name == "logits" else self.last_use.get(name, made)
 
 
@@ -42,7 +42,7 @@ def load_program(bundle: Path, program: RankProgram, threads: int, *, alone: boo
     segments = []
     if len(program.collectives) != len(program.segments) - 1:
         raise BundleError(
-            f"rank {program.rank}: {len(program.segments)} segments with {len(program.collectives)} collectives",
+            f"rank {program.rank}: {len(program.segments)} segments, {len(program.collectives)} collectives",
             where=str(bundle / "manifest.json"),
             remedy="build the bundle again with `mm2c build … --force`",
         )

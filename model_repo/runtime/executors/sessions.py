@@ -20,9 +20,10 @@ def default_threads() -> int:
 def load_session(path: Path, threads: int, *, alone: bool) -> ort.InferenceSession:
     """A CPU session of one segment; its weights are mapped from the file next to it.
 
-    ``alone``: it is the process's only program. Then its threads spin between operators, while a step runs. The
-    pools of several sessions would spin against each other, so theirs sleep. (A pool that all sessions share
-    exists, but in Python it is process-wide: every other session in the process would have to use it too.)
+    ``alone``: it is the process's only program. Then its threads spin between operators, while a step runs.
+    The pools of several sessions would spin against each other, so theirs sleep. (A pool that all sessions
+    share exists, but in Python it is process-wide: every other session in the process would have to use it
+    too.)
 
     Raises BundleError where a file is missing, cut short, or not a model that this ONNX Runtime can run.
     """

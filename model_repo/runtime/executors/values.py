@@ -97,8 +97,8 @@ class Arena:
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
-    """At least ``size`` bytes, rounded up to a power of two so that steps of similar widths share blocks; what is
-    not used is never committed."""
+    """At least ``size`` bytes, rounded up to a power of two so that steps of similar widths share blocks;
+    what is not used is never committed."""
     size = max(_SMALLEST, 1 << (size - 1).bit_length()) if size > 1 else _SMALLEST
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT

@@ -27,7 +27,7 @@ def top(logits: Logits, k: int) -> Ids:
     else:
         ids = np.flatnonzero(logits >= threshold)
     order = np.argsort(-logits[ids], kind="stable")
-    return ids[order[:k]]
+    return np.asarray(ids[order[:k]], np.int64)
 
 
 def _reached_by(logits: Logits, k: int) -> np.float32:

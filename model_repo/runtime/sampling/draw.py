@@ -18,10 +18,10 @@ def draw(logits: Logits, params: SamplingParams, uniform: float, scratch: NDArra
     """One id, a function of the arguments alone.
 
     Candidates are ordered by (logit descending, id ascending), which is by probability. Temperature scales
-    them, top-k keeps the first k (exactly k, also where the k-th ties with the next), top-p keeps the shortest
-    prefix whose share of the remaining probability is at least ``top_p``, min-p keeps those that have at least
-    ``min_p`` times the highest probability. The result is the first candidate whose cumulative weight exceeds
-    ``uniform`` times the total weight, all in f64.
+    them, top-k keeps the first k (exactly k, also where the k-th ties with the next), top-p keeps the
+    shortest prefix whose share of the remaining probability is at least ``top_p``, min-p keeps those that
+    have at least ``min_p`` times the highest probability. The result is the first candidate whose cumulative
+    weight exceeds ``uniform`` times the total weight, all in f64.
 
     ``logits`` f32[V] with -inf where forbidden, at least one finite; ``scratch`` f64[V] is overwritten.
     """
@@ -86,5 +86,5 @@ def _total_weight(logits: Logits, temperature: float, scratch: NDArray[np.float6
 
 
 def _invert(ids: Ids, cumulative: NDArray[np.float64], target: float) -> int:
-    """The first candidate whose cumulative weight exceeds ``target``; the last one where rounding leaves none."""
+    """The first candidate whose cumulative weight exceeds ``target``; or the last one."""
     return int(ids[min(int(np.searchsorted(cumulative, target, side="right")), cumulative.size - 1)])

@@ -1,4 +1,4 @@
-"""Penalties on ids that occurred: repetition over prompt and answer, presence and frequency over the answer."""
+"""Penalties on ids that occurred: in prompt and answer (repetition), in the answer (presence, frequency)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PenaltyHistory:
         self._generated = np.zeros(64, np.int32)
 
     def add(self, tokens: Sequence[int], generated: Sequence[int]) -> None:
-        """``tokens`` are the new ids of prompt and answer; ``generated`` those of them that were generated."""
+        """``tokens`` are the new ids of prompt and answer; ``generated`` those that the model made."""
         for token in tokens:
             self._slot_of(token)
         for token in generated:

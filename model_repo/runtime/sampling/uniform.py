@@ -21,7 +21,7 @@ class TokenUniform:
     def __init__(self) -> None:
         self._philox = Philox(key=0)
         # Assigning ``state`` copies it, so that one dict with two live arrays serves every call.
-        self._state: dict[str, Any] = dict(self._philox.state)
+        self._state: Any = dict(self._philox.state)
         self._key = np.zeros(2, np.uint64)
         self._counter = np.zeros(4, np.uint64)
         self._state["state"] = {"counter": self._counter, "key": self._key}

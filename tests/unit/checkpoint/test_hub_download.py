@@ -73,7 +73,7 @@ def test_a_broken_off_download_is_completed(hub: dict[str, Any]) -> None:
 
 
 def test_config_alone(hub: dict[str, Any]) -> None:
-    path = locate_config(REPO, cwd=hub["cwd"], env=hub["env"])
+    path = locate_config(REPO, cwd=hub["cwd"], env=hub["env"]).config
     assert sorted(p.name for p in path.parent.iterdir()) == ["config.json", "generation_config.json"]
     assert locate(REPO, cwd=hub["cwd"], env=hub["env"]).folder == path.parent
     assert list(path.parent.glob("*.safetensors"))

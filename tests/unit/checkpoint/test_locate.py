@@ -74,10 +74,10 @@ def test_revision_is_for_the_hub(tmp_path: Path, env: dict[str, str]) -> None:
 def test_config_file(tmp_path: Path, env: dict[str, str]) -> None:
     folder = checkpoint(tmp_path / "m2", weights=False)
     path = (folder / "config.json").rename(folder / "config.M2.7.json")
-    assert locate_config(str(path), cwd=tmp_path, env=env) == path
+    assert locate_config(str(path), cwd=tmp_path, env=env).config == path
     assert "--config-only" in refusal(str(path), tmp_path, env).remedy
     assert (
-        locate_config(str(checkpoint(tmp_path / "m3")), cwd=tmp_path, env=env)
+        locate_config(str(checkpoint(tmp_path / "m3")), cwd=tmp_path, env=env).config
         == tmp_path / "m3" / "config.json"
     )
 
@@ -94,7 +94,7 @@ def test_hub_id_incomplete_and_offline(tmp_path: Path, empty: Path, env: dict[st
     error = refusal("MiniMaxAI/MiniMax-M2.7", empty, env)
     assert "not (whole) in the local hub cache" in error.what
     assert "HF_HUB_OFFLINE" in error.remedy
-    assert locate_config("MiniMaxAI/MiniMax-M2.7", cwd=empty, env=env).name == "config.json"
+    assert locate_config("MiniMaxAI/MiniMax-M2.7", cwd=empty, env=env).config.name == "config.json"
 
 
 def test_hub_cannot_be_reached(empty: Path, env: dict[str, str]) -> None:

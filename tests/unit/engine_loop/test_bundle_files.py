@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from mm2c_runtime.bundle import Bundle, read_manifest
+from mm2c_runtime.bundle import Bundle
 from mm2c_runtime.checksums import check_contents, check_sizes
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.manifest import FORMAT, FileEntry
+from mm2c_runtime.manifest_file import read_manifest
 
 MANIFEST: dict[str, Any] = {
     "format": FORMAT,

@@ -148,7 +148,7 @@ def test_a_failing_run_is_an_internal_error(executor: Executor, monkeypatch: pyt
     executor.forward(decode([1], [0]))
     plan = executor._plans[1]  # type: ignore[attr-defined]
     monkeypatch.setattr(type(plan), "run", lambda self: (_ for _ in ()).throw(RuntimeError("no memory")))
-    with pytest.raises(RequestError, match="INTERNAL: .* step 1: no memory"):
+    with pytest.raises(RequestError, match=r"INTERNAL: .* step 1: no memory"):
         executor.forward(decode([1], [0]))
 
 
@@ -191,4 +191,4 @@ def test_bundles_that_cannot_be_loaded(tmp_path: Path):
     program.collectives.pop()
     assert "other collectives" in refusal()
     manifest.lowerings["fast"].ranks[1].collectives.pop()
-    assert "3 segments with 1 collectives" in refusal()
+    assert "3 segments, 1 collectives" in refusal()

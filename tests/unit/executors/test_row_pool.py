@@ -12,7 +12,8 @@ ROWS, CONTEXT, BUDGET = 4, 10, 25
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """The pool against a model that keeps each sequence's tokens and carries out every copy on a toy cache."""
+    """The pool against a model that keeps each sequence's tokens and carries out every copy on a toy
+    cache."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -73,8 +73,9 @@ def write_toy_bundle(
         if p.is_file()
     }
     model_info = {
-        "name": "toy", "layers": 1, "hidden": WIDTH, "heads": 1, "kv_heads": 1, "head_dim": WIDTH, "rotary_dim": 2,
-        "experts": 1, "top_k": 1, "intermediate": 1, "vocab": VOCAB, "context": CONTEXT, "bos": None, "eos": [1],
+        "name": "toy", "layers": 1, "hidden": WIDTH, "heads": 1, "kv_heads": 1, "head_dim": WIDTH,
+        "rotary_dim": 2, "experts": 1, "top_k": 1, "intermediate": 1, "vocab": VOCAB, "context": CONTEXT,
+        "bos": None, "eos": [1],
     }  # fmt: skip
     return Manifest.model_validate(
         {

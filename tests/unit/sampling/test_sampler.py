@@ -68,7 +68,8 @@ def test_a_row_without_parameters_is_a_mistake_of_the_caller():
 @settings(max_examples=60, deadline=None)
 @given(st.permutations(range(6)), st.integers(1, 6), st.integers(0, 2**64 - 1))
 def test_tokens_do_not_depend_on_batch_or_row(order: list[int], size: int, seed: int):
-    """Six requests of three tokens each: alone, and in shuffled batches on other rows, with moves in between."""
+    """Six requests of three tokens each: alone, and in shuffled batches on other rows, with moves in
+    between."""
     params = [
         SamplingParams(1.0, seed=seed),
         SamplingParams(0.8, top_k=20, top_p=0.9, seed=seed),

@@ -46,9 +46,13 @@ class Sender:
 
 
 class Request:
-    def __init__(self, tensors: dict[str, Any], parameters: dict[str, Any] | None = None, timeout: int = 0) ->
-    None: self.tensors = tensors self._parameters, self._timeout = parameters or {}, timeout self.sender =
-    Sender() self.outputs: set[str] | None = None
+    def __init__(
+        self, tensors: dict[str, Any], parameters: dict[str, Any] | None = None, timeout: int = 0
+    ) -> None:
+        self.tensors = tensors
+        self._parameters, self._timeout = parameters or {}, timeout
+        self.sender = Sender()
+        self.outputs: set[str] | None = None
 
     def parameters(self) -> str:
         return json.dumps(self._parameters)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mm2c.errors import UserError
 from mm2c.serve import installation
 from mm2c.serve.installation import Installation, find_triton, libpython_folder
@@ -23,9 +24,11 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _triton(root: Path, stub: str = f"python_backend_stubs/{VERSION}") -> Path:
-    for name in ("bin/tritonserver", "backends/python/libtriton_python.so",
-    f"{stub}/triton_python_backend_stub"): (root / name).parent.mkdir(parents=True, exist_ok=True) (root /
-    name).touch() return root
+    files = ("bin/tritonserver", "backends/python/libtriton_python.so", f"{stub}/triton_python_backend_stub")
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
 
 
 def test_named_triton_by_folder_and_by_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,13 +62,21 @@ def test_no_triton_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("libc", "numpy", "reason"), [(("glibc", "2.31"), "1.26.4", "glibc 2.35 or newer"), (("glibc", "2.36"),
-    "2.1.0", "dies on text tensors")], ) def test_what_the_wheel_needs( monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path, libc: tuple[str, str], numpy: str, reason: str ) -> None:
-    monkeypatch.delenv("MM2C_TRITON", raising=False) monkeypatch.setattr(installation, "wheel_root", lambda:
-    tmp_path) monkeypatch.setattr("platform.libc_ver", lambda: libc)
-    monkeypatch.setattr("importlib.metadata.version", lambda name: numpy) with pytest.raises(UserError,
-    match=reason): find_triton()
+    ("libc", "numpy", "reason"),
+    [
+        (("glibc", "2.31"), "1.26.4", "glibc 2.35 or newer"),
+        (("glibc", "2.36"), "2.1.0", "dies on text tensors"),
+    ],
+)
+def test_what_the_wheel_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, libc: tuple[str, str], numpy: str, reason: str
+) -> None:
+    monkeypatch.delenv("MM2C_TRITON", raising=False)
+    monkeypatch.setattr(installation, "wheel_root", lambda: tmp_path)
+    monkeypatch.setattr("platform.libc_ver", lambda: libc)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: numpy)
+    with pytest.raises(UserError, match=reason):
+        find_triton()
 
 
 def test_libpython_is_looked_for_where_python_is_installed() -> None:
@@ -96,12 +107,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     return RunDirectory(find_triton(_triton(tmp_path / "triton")))
 
 
-def test_run_directory_links_the_backend_and_goes_with_its_shared_memory(run: RunDirectory, tmp_path: Path) ->
-None: backend = run.backends / "python" assert sorted(p.name for p in backend.iterdir()) ==
-["libtriton_python.so", "triton_python_backend_stub"] assert all(p.is_symlink() for p in backend.iterdir())
-assert len(str(run.socket)) < 107 + len(str(tmp_path)) ours, others = tmp_path /
-f"{run.shared_memory_prefix}1", tmp_path / "someone_else" ours.touch() others.touch() run.remove() assert
-(run.path.exists(), ours.exists(), others.exists()) == (False, False, True)
+def test_run_directory_goes_with_its_shared_memory(run: RunDirectory, tmp_path: Path) -> None:
+    backend = run.backends / "python"
+    assert sorted(p.name for p in backend.iterdir()) == ["libtriton_python.so", "triton_python_backend_stub"]
+    assert all(p.is_symlink() for p in backend.iterdir())
+    ours, others = tmp_path / f"{run.shared_memory_prefix}1", tmp_path / "someone_else"
+    ours.touch()
+    others.touch()
+    run.remove()
+    assert (run.path.exists(), ours.exists(), others.exists()) == (False, False, True)
 
 
 def test_sweep_removes_what_dead_supervisors_left(run: RunDirectory, tmp_path: Path) -> None:
@@ -140,9 +154,10 @@ def test_command_and_environment(run: RunDirectory, tmp_path: Path) -> None:
 
 def test_log_tail_leaves_out_tritons_chatter(run: RunDirectory, tmp_path: Path) -> None:
     settings = Settings(tmp_path, "127.0.0.1", choose_ports("127.0.0.1", 0, 0, 0), tmp_path / "log")
-    settings.log.write_text("I1121 12:00:00 fine\n+---+\n| a |\n\nE1121 12:00:01 broken\nTraceback\nW1121
-    hm\n") server = Server(find_triton(tmp_path / "triton"), run, settings) assert server.log_tail() == "E1121
-    12:00:01 broken\nTraceback"
+    chatter = "I1121 12:00:00 fine\n+---+\n| a |\n\nW1121 hm\n"
+    settings.log.write_text(f"{chatter}E1121 12:00:01 broken\nTraceback\n{chatter}")
+    server = Server(find_triton(tmp_path / "triton"), run, settings)
+    assert server.log_tail() == "E1121 12:00:01 broken\nTraceback"
 
 
 class ServerDouble:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mm2c_runtime.stub import keeper as keeper_module
 from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.keeper import Keeper
@@ -34,18 +35,24 @@ def test_calls_are_the_same_however_their_deltas_are_cut(calls: Any, data: st.Da
     assert whole([*joined(deltas[:cut]), *joined(deltas[cut:])]) == expected
 
 
-def test_every_stub_of_a_server_finds_the_same_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
-None: monkeypatch.setenv("TMPDIR", str(tmp_path)) monkeypatch.setattr("tempfile.tempdir", None)
-monkeypatch.delenv("MM2C_ENGINE_SOCKET", raising=False) found =
-{engine_socket(bundle_root(f"/b/model_repository/{m}")) for m in ("minimax_m2", "mm_gate")} assert len(found)
-== 1 (socket,) = found assert str(os.getppid()) in socket.name assert (socket.parent.stat().st_mode & 0o777)
-== 0o700 assert engine_socket(Path("/other")) != socket monkeypatch.setenv("MM2C_ENGINE_SOCKET",
-"/run/x.sock") assert engine_socket(Path("/b")) == Path("/run/x.sock") assert gate_flag(Path("/run/x.sock"))
-== Path("/run/x.sock.closed")
+def test_every_stub_of_a_server_finds_the_same_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("MM2C_ENGINE_SOCKET", raising=False)
+    found = {engine_socket(bundle_root(f"/b/model_repository/{m}")) for m in ("minimax_m2", "mm_gate")}
+    assert len(found) == 1
+    (socket,) = found
+    assert str(os.getppid()) in socket.name
+    assert (socket.parent.stat().st_mode & 0o777) == 0o700
+    assert engine_socket(Path("/other")) != socket
+    monkeypatch.setenv("MM2C_ENGINE_SOCKET", "/run/x.sock")
+    assert engine_socket(Path("/b")) == Path("/run/x.sock")
+    assert gate_flag(Path("/run/x.sock")) == Path("/run/x.sock.closed")
 
 
 class GateTriton:
-    """Model control as Triton does it: loading the gate fails while the flag is down, and before start is done."""
+    """Model control as Triton does it: loading fails while the flag is down, and before its start is done."""
 
     def __init__(self, flag: Path) -> None:
         self.flag, self.loaded, self.started = flag, True, False

@@ -11,6 +11,7 @@ from typing import Any
 
 import fake_pb
 import pytest
+
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.stub import link as link_module
 from mm2c_runtime.stub.service import Service
@@ -21,9 +22,13 @@ class ScriptedClient:
 
     current: ScriptedClient
 
-    def __init__(self, path: str, on_event: Callable[[Any], None], on_disconnect: Callable[[Any], None]) ->
-    None: self.say, self._on_disconnect = on_event, on_disconnect self.submitted: dict[str, dict[str, Any]] =
-    {} self.cancelled: list[str] = [] ScriptedClient.current = self
+    def __init__(
+        self, path: str, on_event: Callable[[Any], None], on_disconnect: Callable[[Any], None]
+    ) -> None:
+        self.say, self._on_disconnect = on_event, on_disconnect
+        self.submitted: dict[str, dict[str, Any]] = {}
+        self.cancelled: list[str] = []
+        ScriptedClient.current = self
 
     def connect(self, timeout: float) -> None:
         return
