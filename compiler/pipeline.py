@@ -36,7 +36,9 @@ from mm2c_runtime.manifest import CheckpointInfo, Lowering, RankProgram
 
 __all__ = ["BuildReport", "BuildRequest", "build_bundle"]
 
-STAGE_FILE = ".stage.json"  # what the graph stage tells the weight stage; kept in the cache, not in the bundle
+STAGE_FILE = (
+    ".stage.json"  # what the graph stage tells the weight stage; kept in the cache, not in the bundle
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Graphs:
         return json.dumps(
             {
                 "lowerings": {name: value.model_dump() for name, value in self.lowerings.items()},
-                "recipes": {path: {n: to_json(r) for n, r in some.items()} for path, some in self.recipes.items()},
+                "recipes": {
+                    path: {n: to_json(r) for n, r in some.items()} for path, some in self.recipes.items()
+                },
             }
         )
 
@@ -74,9 +78,9 @@ def build_bundle(request: BuildRequest, progress: Progress | None = None) -> Bui
     choice = select_engine(request.engine)
     if request.config_only:
         return _build_config_only(request, choice, progress, started)
-    with progress.stage("Checking the checkpoint"):
-        found = locate(request.source, revision=request.revision, progress=progress)
-        with Checkpoint.open(found.folder) as checkpoint:
+    found = locate(request.source, revision=request.revision, progress=progress)
+    with Checkpoint.open(found.folder) as checkpoint:
+        with progress.stage("Checking the checkpoint"):
             _check_request(request, checkpoint.config, checkpoint.formats)
             carried.check_chat_files(found.folder)
             options = request.options(checkpoint.config, choice.engine)
@@ -85,24 +89,25 @@ def build_bundle(request: BuildRequest, progress: Progress | None = None) -> Bui
             graphs = graphs_key(checkpoint.config, checkpoint.formats, options, config_only=False)
             key = key_of([data, graphs, chat_key(found.folder)])
             if is_fresh(output, key):
-                return _up_to_date(request, choice, output, checkpoint.notes, started)
+                return _up_to_date(choice, output, checkpoint.notes, started)
             _check_place(output, request.force)
-            checkpoint.validate_values()
             memory = check_host_memory(checkpoint.config, options)
-            source = CheckpointInfo(
-                source=str(found.source),
-                revision=found.revision,
-                identity=checkpoint.identity(),
-                format=_format_of(checkpoint.formats),
-            )
-            build = _Build(checkpoint.config, checkpoint.formats, options, StageCache(cache_root(), request.cache), progress)
-            with staged(output) as stage:
-                recipes = checkpoint.recipes(context=options.context)
-                program = build.graphs(recipes, graphs, stage)
-                known = build.weights(program, checkpoint, key_of([data, graphs]), stage)
-                carried.write_all(found.folder, stage)
-                write_manifest(stage, checkpoint.config, options, program.lowerings, source, key, known)
-                size = sum(p.stat().st_size for p in stage.rglob("*") if p.is_file())
+            checkpoint.validate_values()
+        source = CheckpointInfo(
+            source=str(found.source),
+            revision=found.revision,
+            identity=checkpoint.identity(),
+            format=_format_of(checkpoint.formats),
+        )
+        cache = StageCache(cache_root(), request.cache)
+        build = _Build(checkpoint.config, checkpoint.formats, options, cache, progress)
+        with staged(output) as stage:
+            recipes = checkpoint.recipes(context=options.context)
+            program = build.graphs(recipes, graphs, stage)
+            known = build.weights(program, checkpoint, key_of([data, graphs]), stage)
+            carried.write_all(found.folder, stage)
+            write_manifest(stage, checkpoint.config, options, program.lowerings, source, key, known)
+            size = sum(p.stat().st_size for p in stage.rglob("*") if p.is_file())
     return BuildReport(
         output=output,
         engine=choice.engine,
@@ -117,7 +122,9 @@ def build_bundle(request: BuildRequest, progress: Progress | None = None) -> Bui
     )
 
 
-def _build_config_only(request: BuildRequest, choice: Choice, progress: Progress, started: float) -> BuildReport:
+def _build_config_only(
+    request: BuildRequest, choice: Choice, progress: Progress, started: float
+) -> BuildReport:
     path = locate_config(request.source, revision=request.revision, progress=progress).config
     parsed = read_config(path)
     formats = assumed_formats(parsed.model, parsed.quant)
@@ -126,7 +133,7 @@ def _build_config_only(request: BuildRequest, choice: Choice, progress: Progress
     output = request.place(path.parent.name)
     graphs = graphs_key(parsed.model, formats, options, config_only=True)
     if is_fresh(output, graphs):
-        return _up_to_date(request, choice, output, parsed.notes, started)
+        return _up_to_date(choice, output, parsed.notes, started)
     _check_place(output, request.force)
     build = _Build(parsed.model, formats, options, StageCache(cache_root(), request.cache), progress)
     with staged(output) as stage:
@@ -169,9 +176,7 @@ def _check_place(output: Path, force: bool) -> None:
     check_output(output)
 
 
-def _up_to_date(
-    request: BuildRequest, choice: Choice, output: Path, notes: tuple[str, ...], started: float
-) -> BuildReport:
+def _up_to_date(choice: Choice, output: Path, notes: tuple[str, ...], started: float) -> BuildReport:
     return BuildReport(
         output=output,
         engine=choice.engine,
@@ -247,7 +252,9 @@ class _Build:
         kv = engine.kv_spec(self.config, tp)
         with self.progress.stage("Writing graphs", len(programs)) as bar:
             for (rank, name), program in programs.items():
-                places = {n: (e.dtype, e.shape, e.offset, e.nbytes) for n, e in layouts[rank, name].entries.items()}
+                places = {
+                    n: (e.dtype, e.shape, e.offset, e.nbytes) for n, e in layouts[rank, name].entries.items()
+                }
                 _, record = engine.build(program, stage, rank=rank, lowering=name, entries=places, kv=kv)
                 found[name].append(record)
                 if name == "portable":
@@ -278,7 +285,9 @@ class _Build:
                 own = shard(whole, self.config, self.options.mapping.at(rank))
                 write_graph(own, stage / f"rank{rank}" / "model.onnx")
                 bar.advance()
-        self.cache.store("graphs", key, stage, [p.relative_to(stage).as_posix() for p in stage.glob("rank*/*.onnx")])
+        self.cache.store(
+            "graphs", key, stage, [p.relative_to(stage).as_posix() for p in stage.glob("rank*/*.onnx")]
+        )
         self.made.append(title)
 
     def weights(self, graphs: Graphs, checkpoint: Checkpoint, key: str, stage: Path) -> dict[str, str]:

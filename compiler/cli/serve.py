@@ -13,6 +13,8 @@ import typer
 
 from mm2c.cli.console import Bars, err, out, user_errors
 
+KEPT_LOGS = 20
+
 
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, as `mm2c build` wrote it.")],
@@ -71,24 +73,23 @@ def serve(
         try:
             with bars.stage(f"starting tritonserver of {installation.source} (log: {log_file})") as stage:
                 supervisor.start(stage.advance)
-            _announce(settings, server.pid, manifest.model.name, as_json)
-            _until_interrupted(supervisor)
+            try:
+                _announce(settings, server.pid, manifest.model.name, as_json)
+                supervisor.run()
+            except KeyboardInterrupt:  # how a server is meant to end: not an error
+                _stop(supervisor)
         finally:
             supervisor.stop()
             run.remove()
 
 
-def _until_interrupted(supervisor: Any) -> None:
-    """Watch until Ctrl-C or SIGTERM, which is how a server is meant to end: not an error."""
+def _stop(supervisor: Any) -> None:
+    err.print("stopping (running requests may finish; Ctrl-C again to drop them)")
     try:
-        supervisor.run()
+        supervisor.stop()
     except KeyboardInterrupt:
-        err.print("stopping (running requests may finish; Ctrl-C again to drop them)")
-        try:
-            supervisor.stop()
-        except KeyboardInterrupt:
-            supervisor.kill()
-        err.print("stopped")
+        supervisor.kill()
+    err.print("stopped")
 
 
 def _refuse_unservable(bundle: Path, manifest: Any) -> None:
@@ -103,15 +104,18 @@ def _refuse_unservable(bundle: Path, manifest: Any) -> None:
 
 
 def _default_log(port: int) -> Path:
-    """One file a port, written anew at each start, so that logs do not pile up."""
+    """One file a port, written anew at each start; of earlier ones the newest are kept."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mm2c"
+    log = state / f"serve-{port}.log"
     try:
         state.mkdir(parents=True, exist_ok=True)
-        probe = state / f"serve-{port}.log"
-        probe.open("ab").close()
+        log.open("ab").close()
+        logs = sorted(state.glob("serve-*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in logs[KEPT_LOGS:]:
+            old.unlink(missing_ok=True)
     except OSError:
         return Path(tempfile.gettempdir()) / f"mm2c-serve-{os.getuid()}-{port}.log"
-    return probe
+    return log
 
 
 def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:

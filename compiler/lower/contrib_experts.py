@@ -1,34 +1,35 @@
-"""Fast lowering, step 4: routing and experts on the MoE operator."""
+"""Fast lowering, step 4: the experts on the MoE operator."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from mm2c.lower.contrib_routing import Routes, route
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import Writer, as_f32, dequantized, drop_unused
-from mm2c.passes.edit import name_of, present
-from mm2c.weights.recipe import Interleave
+from mm2c.passes.edit import PassError, name_of, present
+from mm2c.passes.narrow import join, narrow
+from mm2c.weights.recipe import Interleave, Recipe
 
-_UNCHOSEN = -1e30  # log score of an expert that was not chosen
-_LEAST = 1e-38  # stands for the score 0, so that its logarithm is finite
+# The operator deals its experts out to threads in equal runs, before it knows which are chosen: of 4 experts
+# for one token, 3 often fall to one of 2 threads. Cut in halves, run 0 holding the first half of every expert
+# and run 1 the second, two threads have equal work whatever is chosen.
+SLICES = 2
 
 
 def lower_experts(rank: LoweredRank) -> None:
     """M2MoeRouting with M2MoeExperts* -> com.microsoft.MoE.
 
-    The operator chooses top-k of what it is given and weighs by their softmax. softmax(log s) = s / Σ s, so
-    it reproduces sigmoid routing exactly when it is given log s for the chosen experts and nearly -inf for
-    the others.
-
     Rewrite rules:
-      1. s = sigmoid(logits); ids = TopK(s + bias); chosen = s at ids; probs = log chosen scattered over -1e30
-      2. w13 [E, 2I, H] -> rows of gate and up alternating (the operator's fused SwiGLU), f32; w2 as it is,
-         f32
-      3. the Reshapes to [B·S, H] in front and back to [B, S, H] behind (or behind the all_reduce) fall away:
+      1. the router's choice becomes the operator's probabilities, see ``contrib_routing``
+      2. an expert of width I becomes SLICES experts of width I / SLICES, all of them chosen with it: w13
+         [E, 2I, H] -> [SLICES·E, 2I / SLICES, H], gate and up rows alternating as the operator's fused SwiGLU
+         has them; w2 [E, H, I] -> [SLICES·E, H, I / SLICES]; both f32
+      3. the operator gives each slice 1 / SLICES of its expert's weight: its result is multiplied by SLICES
+      4. experts split over ranks: it normalises over the local ones, so its result is also multiplied by
+         their share of the weight
+      5. the Reshapes to [B·S, H] in front and back to [B, S, H] behind (or behind the all_reduce) fall away:
          the operator takes both forms, only its probabilities must be [B·S, E]
-      4. experts split over ranks: the operator sees the scores of the local experts and normalises over
-         them, so its result is multiplied by their share Σ local chosen / Σ chosen, and it chooses
-         min(top_k, local experts)
     """
     for node in [n for n in rank.model.graph if n.op_type in ("M2MoeExpertsFp8", "M2MoeExpertsDense")]:
         _lower(rank, node)
@@ -37,56 +38,57 @@ def lower_experts(rank: LoweredRank) -> None:
 
 def _lower(rank: LoweredRank, node: ir.Node) -> None:
     stays_flat = not _unflatten(node)
-    x, weights = node.inputs[0], node.inputs[1]
-    routing = weights.producer() if weights is not None else None
+    x, weights = map(present, node.inputs[:2])
+    routing = weights.producer()
     if routing is None or routing.op_type != "M2MoeRouting":
-        raise ValueError(f"{node.name}: the experts' weights do not come from M2MoeRouting")
-    name = str(node.inputs[3].name) if node.inputs[3] is not None else ""
-    scope = name.removesuffix(".gate_up_proj")
-    writer = Writer(rank.model, rank.recipes, node, scope)
-    gate_up, down = _expert_weights(rank, node, writer)
-    local, top_k = rank.recipes[name].shape[0], routing.attributes["top_k"].as_int()
-    logits, bias = routing.inputs
-    experts = rank.recipes[name_of(bias)].shape[0]
-
-    score = writer.one("Sigmoid", [logits], "score")
-    biased = writer.one("Add", [score, bias], "biased")
-    _, ids = writer.emit(
-        "TopK", [biased, writer.constant("top_k", [top_k])], "choice", outputs=2, axis=-1, largest=1, sorted=1
+        raise PassError(f"{node.name}: the experts' weights do not come from M2MoeRouting")
+    gate_up, down = _dense(rank, node)
+    experts, width = gate_up[1].shape[0], gate_up[1].shape[1] // 2
+    slices = SLICES if width % SLICES == 0 else 1
+    writer = Writer(rank.model, rank.recipes, node, gate_up[0].removesuffix(".gate_up_proj"))
+    routes = route(writer, routing, rank.recipes, node.attributes["first_expert"].as_int(), experts)
+    probs = writer.one("Concat", [routes.logs] * slices, "probs", axis=-1) if slices > 1 else routes.logs
+    if not stays_flat:
+        rows = writer.constant(f"rows_of_{experts * slices}", [-1, experts * slices])
+        probs = writer.one("Reshape", [probs, rows], "flat_probs")
+    result = writer.contrib(
+        "MoE",
+        [
+            x,
+            probs,
+            writer.weight(f"{gate_up[0]}.moe", _sliced(Interleave(gate_up[1], 1), 1, slices)),
+            None,
+            writer.weight(f"{down[0]}.moe", _sliced(down[1], 2, slices)),
+        ],
+        "moe",
+        k=routes.top_k * slices,
+        activation_type="swiglu",
+        swiglu_fusion=1,
+        activation_alpha=1.0,
+        activation_beta=0.0,
+        normalize_routing_weights=1,
     )
-    ids.type = ir.TensorType(ir.DataType.INT64)
-    chosen = writer.one("GatherElements", [score, ids], "chosen", axis=-1)
-    if local == experts:
-        # Clip with equal bounds fills a tensor of the scores' shape in one step
-        floor = writer.constant("unchosen", _UNCHOSEN)
-        empty = writer.one("Clip", [score, floor, floor], "empty")
-        probs = writer.one(
-            "ScatterElements", [empty, ids, writer.one("Log", [chosen], "log")], "probs", axis=-1
-        )
-        probs = probs if stays_flat else writer.one("Reshape", [probs, _rows(writer, local)], "flat_probs")
-        result = _moe(writer, x, probs, gate_up, down, top_k)
-    else:
-        first = node.attributes["first_expert"].as_int()
-        zero = writer.constant("zero", 0.0)
-        empty = writer.one("Clip", [score, zero, zero], "empty")
-        spread = writer.one("ScatterElements", [empty, ids, chosen], "spread", axis=-1)
-        bounds = [writer.constant(f"at_{i}", [i]) for i in (first, first + local)]
-        axis = writer.constant("last_axis", [-1])
-        own = writer.one("Slice", [spread, *bounds, axis], "own")
-        probs = writer.one(
-            "Log", [writer.one("Clip", [own, writer.constant("least", _LEAST)], "positive")], "probs"
-        )
-        probs = probs if stays_flat else writer.one("Reshape", [probs, _rows(writer, local)], "flat_probs")
-        result = _moe(writer, x, probs, gate_up, down, min(top_k, local))
-        of_own = writer.one("ReduceSum", [own, axis], "of_own", keepdims=1)
-        of_all = writer.one("ReduceSum", [chosen, axis], "of_all", keepdims=1)
-        result = writer.one("Mul", [result, writer.one("Div", [of_own, of_all], "share")], "shared")
-    writer.replace(node, [result])
+    writer.replace(node, [_weighed(writer, result, routes, slices)])
+
+
+def _weighed(writer: Writer, result: ir.Value, routes: Routes, slices: int) -> ir.Value:
+    """Rules 3 and 4."""
+    factor = writer.constant(f"times_{slices}", float(slices))
+    if routes.sums is None:
+        return writer.one("Mul", [result, factor], "weighed") if slices > 1 else result
+    share = writer.one("Mul", [writer.one("Div", routes.sums, "share"), factor], "weight")
+    return writer.one("Mul", [result, share], "weighed")
+
+
+def _sliced(recipe: Recipe, axis: int, slices: int) -> Recipe:
+    """[E, …] cut into equal slices along ``axis``, stacked slice after slice: [slices · E, …]."""
+    width = recipe.shape[axis] // slices
+    return join(tuple(narrow(recipe, axis, i * width, (i + 1) * width) for i in range(slices)), 0)
 
 
 def _unflatten(node: ir.Node) -> bool:
-    """Apply rule 3 around the experts if both Reshapes are there; says whether it did."""
-    into = node.inputs[0].producer() if node.inputs[0] is not None else None
+    """Apply rule 5 around the experts if both Reshapes are there; says whether it did."""
+    into = present(node.inputs[0]).producer()
     result = node.outputs[0]
     if len(result.consumers()) == 1 and result.consumers()[0].op_type == "DistCollective":
         result = result.consumers()[0].outputs[0]
@@ -98,36 +100,11 @@ def _unflatten(node: ir.Node) -> bool:
     return True
 
 
-def _rows(writer: Writer, experts: int) -> ir.Value:
-    return writer.constant(f"rows_of_{experts}", [-1, experts])
-
-
-def _moe(
-    writer: Writer, x: ir.Value | None, probs: ir.Value, gate_up: ir.Value, down: ir.Value, top_k: int
-) -> ir.Value:
-    return writer.contrib(
-        "MoE",
-        [x, probs, gate_up, None, down],
-        "moe",
-        k=top_k,
-        activation_type="swiglu",
-        swiglu_fusion=1,
-        activation_alpha=1.0,
-        activation_beta=0.0,
-        normalize_routing_weights=1,
-    )
-
-
-def _expert_weights(rank: LoweredRank, node: ir.Node, writer: Writer) -> tuple[ir.Value, ir.Value]:
-    names = [str(value.name) for value in node.inputs[3:] if value is not None]
+def _dense(rank: LoweredRank, node: ir.Node) -> tuple[tuple[str, Recipe], tuple[str, Recipe]]:
+    """(name, f32 recipe) of gate_up_proj and of down_proj."""
+    names = [name_of(value) for value in node.inputs[3:]]
+    recipes = [rank.recipes[name] for name in names]
     if node.op_type == "M2MoeExpertsFp8":
-        w13, s13, w2, s2 = (rank.recipes[name] for name in names)
-        w13, w2 = dequantized(w13, s13, node), dequantized(w2, s2, node)
-        down = names[2]
-    else:
-        w13, w2 = (as_f32(rank.recipes[name]) for name in names)
-        down = names[1]
-    return (
-        writer.weight(f"{names[0]}.interleaved", Interleave(w13, 1)),
-        writer.weight(f"{down}.f32", w2),
-    )
+        w13, w13_scale, w2, w2_scale = recipes
+        return (names[0], dequantized(w13, w13_scale, node)), (names[2], dequantized(w2, w2_scale, node))
+    return (names[0], as_f32(recipes[0])), (names[1], as_f32(recipes[1]))

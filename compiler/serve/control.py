@@ -14,6 +14,10 @@ class Control:
         self._host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
         self._port = port
 
+    @property
+    def address(self) -> str:
+        return f"{self._host}:{self._port}"
+
     def ready(self) -> bool:
         """Whether the server answers and all its models are ready."""
         try:

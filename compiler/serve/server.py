@@ -159,6 +159,7 @@ class Server:
             "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
             "MM2C_ENGINE_SOCKET": str(self._run.socket),
+            "MM2C_TRITON_HTTP": self.control.address,
             MARK: str(self._run.path),
         }
 

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remembering import RememberingReference
 
+from mm2c.checkpoint import Checkpoint
+from mm2c.errors import UserError
 from mm2c.pipeline import BuildRequest, build_bundle
 from mm2c.progress import Quiet
+from mm2c.verify.logits import CaseResult, verify_bundle
 from mm2c.verify.run import verify_checkpoint
+from mm2c_runtime.manifest_file import read_bundle
 
 
 @dataclass(frozen=True)
@@ -24,37 +29,41 @@ class Case:
     layouts: tuple[tuple[int, int], ...]  # (tp, ep)
 
 
-# odd lengths: vocabularies, contexts and widths that no block, chunk or rank count divides, where that is legal
+# odd sizes wherever they are legal: vocabularies and widths that no scale block and no rank count divides
 CASES = (
-    Case("released-like", dict(layers=3, intermediate=512, experts=8, top_k=2, seed=1), ((1, 1), (2, 1), (4, 1), (4, 4))),
+    Case(
+        "released-like",
+        dict(layers=3, intermediate=512, experts=8, top_k=2, seed=1),
+        ((1, 1), (2, 1), (4, 1), (4, 4)),
+    ),
     Case(
         "gqa-narrow-head",
-        dict(layers=2, hidden=192, heads=12, kv_heads=4, head_dim=32, rotary_dim=16, intermediate=96, experts=8,
-             top_k=3, vocab=517, quant="bf16", seed=2),
+        dict(layers=2, hidden=192, heads=12, kv_heads=4, head_dim=32, rotary_dim=16, intermediate=96,
+             experts=8, top_k=3, vocab=517, quant="bf16", seed=2),
         ((1, 1), (2, 2), (4, 2)),
     ),
     Case(
         "one-kv-head",
-        dict(layers=2, hidden=320, heads=6, kv_heads=1, head_dim=64, rotary_dim=64, intermediate=256, experts=5,
-             top_k=5, vocab=301, seed=3),
+        dict(layers=2, hidden=320, heads=6, kv_heads=1, head_dim=64, rotary_dim=64, intermediate=256,
+             experts=5, top_k=5, vocab=301, seed=3),
         ((1, 1),),
     ),
     Case(
         "mixed-quarter-rotary",
-        dict(layers=2, hidden=256, heads=4, kv_heads=2, head_dim=96, rotary_dim=24, intermediate=256, experts=16,
-             top_k=4, vocab=640, quant="mixed", seed=4),
+        dict(layers=2, hidden=256, heads=4, kv_heads=2, head_dim=96, rotary_dim=24, intermediate=256,
+             experts=16, top_k=4, vocab=640, quant="mixed", seed=4),
         ((1, 1), (2, 1), (2, 2)),
     ),
     Case(
         "many-experts",
-        dict(layers=1, hidden=128, heads=8, kv_heads=8, head_dim=64, rotary_dim=32, intermediate=128, experts=64,
-             top_k=8, vocab=1024, rope_theta=5e6, gate_dtype="f32", seed=5),
+        dict(layers=1, hidden=128, heads=8, kv_heads=8, head_dim=64, rotary_dim=32, intermediate=128,
+             experts=64, top_k=8, vocab=1024, rope_theta=5e6, gate_dtype="f32", seed=5),
         ((1, 1), (4, 4)),
     ),
     Case(
         "yarn",
-        dict(layers=2, hidden=128, heads=4, kv_heads=4, head_dim=64, rotary_dim=32, intermediate=256, experts=4,
-             top_k=1, vocab=512, context=1024, seed=6,
+        dict(layers=2, hidden=128, heads=4, kv_heads=4, head_dim=64, rotary_dim=32, intermediate=256,
+             experts=4, top_k=1, vocab=512, context=1024, seed=6,
              rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}),
         ((1, 1), (2, 1)),
     ),
@@ -62,21 +71,59 @@ CASES = (
 RUNS = [(case, tp, ep) for case in CASES for tp, ep in case.layouts]
 
 
+def build_and_compare(
+    checkpoint: Path, bundle: Path, references: dict[Path, RememberingReference], **options: Any
+) -> list[CaseResult]:
+    build_bundle(BuildRequest(source=str(checkpoint), output=bundle, cache=False, **options), Quiet())
+    if checkpoint not in references:
+        references[checkpoint] = RememberingReference(Checkpoint.open(checkpoint))
+    manifest = read_bundle(bundle)
+    return verify_bundle(
+        bundle, manifest, references[checkpoint], ["fast", "portable"], steps=32, rows=5, progress=Quiet()
+    )
+
+
 @pytest.mark.parametrize(("case", "tp", "ep"), RUNS, ids=[f"{c.name}-tp{tp}-ep{ep}" for c, tp, ep in RUNS])
 def test_logits_equal_transformers(
-    case: Case, tp: int, ep: int, random_checkpoint: Callable[..., Path], tmp_path: Path
+    case: Case,
+    tp: int,
+    ep: int,
+    random_checkpoint: Callable[..., Path],
+    references: dict[Path, RememberingReference],
+    tmp_path: Path,
 ) -> None:
     checkpoint = random_checkpoint(**case.shape)
-    request = BuildRequest(source=str(checkpoint), output=tmp_path / "bundle", tp=tp, ep=ep, context=256, cache=False)
-    build_bundle(request, Quiet())
-    outcome = verify_checkpoint(tmp_path / "bundle", None, "all", steps=32, rows=5, progress=Quiet())
-    assert len(outcome.results) == 6
-    assert outcome.passed, [r.as_json() for r in outcome.results if not r.passed]
+    results = build_and_compare(checkpoint, tmp_path / "bundle", references, tp=tp, ep=ep, context=256)
+    assert len(results) == 6
+    assert all(r.passed for r in results), [r.as_json() for r in results]
 
 
 @pytest.mark.parametrize(("tp", "ep"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (4, 4)])
-def test_the_demo_checkpoint_equals_transformers(tiny_m2: Path, tmp_path: Path, tp: int, ep: int) -> None:
-    request = BuildRequest(source=str(tiny_m2), output=tmp_path / "bundle", tp=tp, ep=ep, fp8=True, cache=False)
-    build_bundle(request, Quiet())
-    outcome = verify_checkpoint(tmp_path / "bundle", None, "all", steps=32, rows=6, progress=Quiet())
-    assert outcome.passed, [r.as_json() for r in outcome.results if not r.passed]
+def test_the_demo_checkpoint_equals_transformers(
+    tiny_m2: Path, tmp_path: Path, references: dict[Path, RememberingReference], tp: int, ep: int
+) -> None:
+    results = build_and_compare(tiny_m2, tmp_path / "bundle", references, tp=tp, ep=ep, fp8=True)
+    assert all(r.passed for r in results), [r.as_json() for r in results]
+
+
+def test_the_comparison_can_fail(
+    random_checkpoint: Callable[..., Path], references: dict[Path, RememberingReference], tmp_path: Path
+) -> None:
+    """A bundle of other weights is found out: the tolerance is no formality."""
+    one, other = (random_checkpoint(layers=1, seed=seed) for seed in (21, 22))
+    build_and_compare(one, tmp_path / "one", references, context=128)
+    build_bundle(
+        BuildRequest(source=str(other), output=tmp_path / "other", context=128, cache=False), Quiet()
+    )
+    wrong = tmp_path / "other"
+    results = verify_bundle(
+        wrong, read_bundle(wrong), references[one], ["fast"], steps=2, rows=2, progress=Quiet()
+    )
+    assert not any(r.passed for r in results)
+
+
+def test_verify_refuses_another_checkpoint(random_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    one, other = random_checkpoint(layers=1, seed=21), random_checkpoint(layers=2, seed=21)
+    build_bundle(BuildRequest(source=str(one), output=tmp_path / "one", context=128, cache=False), Quiet())
+    with pytest.raises(UserError, match="another checkpoint"):
+        verify_checkpoint(tmp_path / "one", str(other), "all", steps=2, rows=2, progress=Quiet())

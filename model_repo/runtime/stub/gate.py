@@ -1,8 +1,8 @@
-"""Keeping ``/v2/health/ready`` honest: Triton is ready only while every model is, so one model stands for the
-engine.
+"""Keeping ``/v2/health/ready`` honest: Triton is ready while all models are, so one stands for the engine.
 
-Closing puts the flag file down and loads ``mm_gate``, which refuses; opening takes the flag away and loads it
-again. Needs ``--model-control-mode=explicit``; without it the gate cannot move and says so once.
+Closing puts the flag file down, unloads ``mm_gate`` and loads it again, which the flag makes it refuse: a
+model that failed to load keeps the server unready, one that was merely unloaded does not. Opening takes the
+flag away and loads. Needs ``--model-control-mode=explicit``; without it the gate cannot move and says so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from mm2c_runtime.stub.model_control import ModelControl, NoModelControl
 
 GATE_MODEL = "mm_gate"
 RETRY_SECONDS = 0.2
@@ -21,8 +22,8 @@ PATIENCE = 30.0  # seconds; Triton refuses model control until its start is comp
 class Gate:
     """Moves on a thread of its own; the last wish wins."""
 
-    def __init__(self, pb: Any, flag: Path, log: Callable[[str], None]) -> None:
-        self._pb, self._flag, self._log = pb, flag, log
+    def __init__(self, control: ModelControl, flag: Path, log: Callable[[str], None]) -> None:
+        self._control, self._flag, self._log = control, flag, log
         self._wish = 0
         self._moving = threading.Lock()
 
@@ -38,6 +39,13 @@ class Gate:
         self._flag.unlink(missing_ok=True)
         self._start(self._load)
 
+    def leave(self) -> None:
+        """Give up every wish: the server is ending, and model control would meet it half gone."""
+        self._wish += 1
+        self._flag.unlink(missing_ok=True)
+        if self._moving.acquire(timeout=2):
+            self._moving.release()
+
     def _start(self, move: Callable[[], None]) -> None:
         self._wish += 1
         threading.Thread(target=self._until, args=(move, self._wish), name="mm2c-gate", daemon=True).start()
@@ -50,16 +58,16 @@ class Gate:
                     move()
                     return
                 except Exception as error:  # Triton raises its own exception type, unknown outside a stub
-                    if time.monotonic() > end:
+                    if isinstance(error, NoModelControl) or time.monotonic() > end:
                         self._log(f"the readiness gate cannot be moved: {error}")
                         return
                     time.sleep(RETRY_SECONDS)
 
     def _load(self) -> None:
-        self._pb.load_model(model_name=GATE_MODEL)
+        self._control.load(GATE_MODEL)
 
     def _shut(self) -> None:
-        self._pb.unload_model(model_name=GATE_MODEL)
+        self._control.unload(GATE_MODEL)
         try:
             self._load()
         except Exception:  # refused by the flag, as wanted: the repository index now tells why

@@ -46,6 +46,7 @@ class Keeper:
     def stop(self) -> None:
         self._stopping.set()
         self._lost.set()
+        self._gate.leave()
         self._thread.join(15)
 
     def _launch(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.keeper import Keeper
+from mm2c_runtime.stub.model_control import model_control
 from mm2c_runtime.stub.paths import bundle_root, engine_socket, gate_flag
 from mm2c_runtime.stub.service import Service
 
@@ -18,7 +19,7 @@ class StreamingModel:
         bundle = bundle_root(args["model_repository"])
         socket = engine_socket(bundle)
         self._service = Service(pb, socket, self._lost, unary=False)
-        gate = Gate(pb, gate_flag(socket), pb.Logger.log_error)
+        gate = Gate(model_control(pb), gate_flag(socket), pb.Logger.log_error)
         self._keeper = Keeper(bundle, socket, self._service.link, gate, pb.Logger.log_warn)
         try:
             self._keeper.start()

@@ -7,10 +7,11 @@ from collections import Counter
 from hand_graph import fp8_everywhere, hand_graph, model_config
 
 from mm2c.config import Mapping
+from mm2c.lower.contrib_experts import SLICES
 from mm2c.lower.fast import lower_fast
 from mm2c.lower.program import LoweredRank
 from mm2c.passes.shard import shard
-from mm2c.weights.recipe import Dequantize, Interleave, Transpose
+from mm2c.weights.recipe import Concat, Dequantize, Interleave, Slice, Transpose
 
 CONFIG = model_config(hidden=128, head_dim=128, intermediate=512)
 
@@ -40,10 +41,14 @@ def test_weights_are_f32_in_kernel_layout() -> None:
     rank = lower_fast(hand_graph(CONFIG, fp8_everywhere(CONFIG)))
     module = "model.layers.0"
     assert rank.recipes[f"{module}.self_attn.qkv_proj.weight.t"].shape == (128, (8 + 4 + 4) * 128)
-    gate_up = rank.recipes[f"{module}.mlp.experts.gate_up_proj.interleaved"]
-    assert isinstance(gate_up, Interleave)
-    assert isinstance(gate_up.of, Dequantize)
-    assert gate_up.shape == (8, 1024, 128)
+    gate_up = rank.recipes[f"{module}.mlp.experts.gate_up_proj.moe"]
+    assert isinstance(gate_up, Concat)
+    first = gate_up.parts[0]  # of every expert the first half of its width, gate and up rows alternating
+    assert isinstance(first, Slice)
+    assert isinstance(first.of, Interleave)
+    assert isinstance(first.of.of, Dequantize)
+    assert gate_up.shape == (SLICES * 8, 1024 // SLICES, 128)
+    assert rank.recipes[f"{module}.mlp.experts.down_proj.moe"].shape == (SLICES * 8, 128, 512 // SLICES)
     output = rank.recipes[f"{module}.self_attn.o_proj.weight.t"]
     assert isinstance(output, Transpose)
     assert output.shape == (1024, 128)

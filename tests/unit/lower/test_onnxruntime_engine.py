@@ -69,7 +69,9 @@ def test_weights_come_from_the_file(tmp_path: Path) -> None:
     in_memory = Lockstep([program], READER, CONFIG)
     in_memory.reset(rows=1, capacity=8)
     expected = in_memory.step(np.asarray([[5, 9, 2]]), [0], [3])
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # as in memory: sums over threads depend on their number
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     caches = {f"{x}_cache.0": np.zeros((1, CONFIG.kv_heads, 8, CONFIG.head_dim), np.float32) for x in "kv"}
     lengths = {"past_len": np.zeros(1, np.int32), "new_len": np.full(1, 3, np.int32)}
     (logits,) = session.run(["logits"], {"input_ids": np.asarray([[5, 9, 2]]), **lengths, **caches})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from mm2c_runtime.stub import keeper as keeper_module
 from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.keeper import Keeper
+from mm2c_runtime.stub.model_control import NoModelControl, OverHttp, ThroughBackend, model_control
 from mm2c_runtime.stub.paths import bundle_root, engine_socket, gate_flag
 from mm2c_runtime.stub.tool_calls import joined, whole
 
@@ -56,20 +59,21 @@ class GateTriton:
 
     def __init__(self, flag: Path) -> None:
         self.flag, self.loaded, self.started = flag, True, False
+        self.refusal: Exception = RuntimeError("the server is starting")
 
-    def load_model(self, model_name: str) -> None:
+    def load(self, model: str) -> None:
         self._refuse_early()
         if self.flag.exists():
             raise RuntimeError("refused by the flag")
         self.loaded = True
 
-    def unload_model(self, model_name: str) -> None:
+    def unload(self, model: str) -> None:
         self._refuse_early()
         self.loaded = False
 
     def _refuse_early(self) -> None:
         if not self.started:
-            raise RuntimeError("the server is starting")
+            raise self.refusal
 
 
 def _until(condition: Any) -> None:
@@ -94,6 +98,46 @@ def test_gate_waits_for_tritons_start_and_the_last_wish_wins(tmp_path: Path) -> 
     time.sleep(0.3)
     assert triton.loaded
     assert not triton.flag.exists()
+
+
+def test_gate_says_when_it_cannot_move_and_leaves_when_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    triton = GateTriton(tmp_path / "closed")
+    triton.refusal = NoModelControl("no")
+    gate = Gate(triton, triton.flag, said.append)
+    gate.close()
+    _until(lambda: said)
+    assert "cannot be moved" in said[0]
+    triton.refusal = RuntimeError("the server is starting")
+    gate.close()
+    gate.leave()
+    assert not triton.flag.exists()
+    triton.started = True
+    time.sleep(0.4)
+    assert triton.loaded
+
+
+def test_model_control_is_chosen_by_what_the_server_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MM2C_TRITON_HTTP", raising=False)
+    with pytest.raises(NoModelControl, match="--model-control-mode=explicit"):
+        model_control(object()).unload("mm_gate")
+    sleeper = [sys.executable, "-c", "import time; time.sleep(30)"]
+    for words in (["--model-control-mode=explicit"], ["--model-control-mode", "explicit"]):
+        with subprocess.Popen([*sleeper, *words]) as server:
+            monkeypatch.setattr("os.getppid", lambda server=server: server.pid)
+            found = _soon(lambda: model_control(object()), ThroughBackend)
+            server.kill()
+        assert isinstance(found, ThroughBackend)
+    monkeypatch.setenv("MM2C_TRITON_HTTP", "127.0.0.1:1")
+    assert isinstance(model_control(object()), OverHttp)
+
+
+def _soon(make: Any, kind: type) -> Any:
+    """The child's command line is that of its parent until it has called exec."""
+    end = time.monotonic() + 5
+    while not isinstance(made := make(), kind) and time.monotonic() < end:
+        time.sleep(0.01)
+    return made
 
 
 class Engine:
