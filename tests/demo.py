@@ -53,7 +53,9 @@ def banner(text: str) -> None:
     console.print(f"\n[bold cyan]── {text}[/]")
 
 
-def over_grpc(url: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
+def over_grpc(
+    url: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+) -> Iterator[dict[str, Any]]:
     """One request on the decoupled model; yields each response's tensors."""
     inputs = []
     fields = {"messages": json.dumps(messages)} | ({"tools": json.dumps(tools)} if tools else {})
@@ -68,7 +70,9 @@ def over_grpc(url: str, messages: list[dict[str, Any]], tools: list[dict[str, An
     inputs += [temperature, stream]
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with grpc.InferenceServerClient(url) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"})
+        client.start_stream(
+            lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"}
+        )
         client.async_stream_infer("minimax_m2", inputs, enable_empty_final_response=True)
         while True:
             result, error = answers.get(timeout=60)
@@ -77,7 +81,9 @@ def over_grpc(url: str, messages: list[dict[str, Any]], tools: list[dict[str, An
             response = result.get_response()
             names = [output.name for output in response.outputs]
             if names:
-                yield {name: result.as_numpy(name).reshape(-1)[0] for name in names if result.as_numpy(name).size}
+                yield {
+                    name: result.as_numpy(name).reshape(-1)[0] for name in names if result.as_numpy(name).size
+                }
             if response.parameters["triton_final_response"].bool_param:
                 return
 
@@ -140,12 +146,17 @@ def ask(endpoints: dict[str, Any]) -> None:
             "role": "assistant",
             "content": "",
             "reasoning_content": first["reasoning"],
-            "tool_calls": [{"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}],
+            "tool_calls": [
+                {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+            ],
         },
         {"role": "tool", "content": RESULT},
     ]
     second = show(over_grpc(endpoints["grpc"], history, TOOLS))
-    expect(second["finish_reason"] == "stop" and "Paris" in second["content"], "no answer after the tool's result")
+    expect(
+        second["finish_reason"] == "stop" and "Paris" in second["content"],
+        "no answer after the tool's result",
+    )
 
     banner(f"HTTP generate_stream: {PLAIN}")
     third = show(over_http(endpoints["http"], [{"role": "user", "content": PLAIN}]))
@@ -162,7 +173,18 @@ def main() -> None:
     banner("mm2c " + " ".join(build))
     subprocess.run([*MM2C, *build], check=True)
     banner(f"mm2c serve {options.bundle}")
-    command = [*MM2C, "serve", str(options.bundle), "--json", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    command = [
+        *MM2C,
+        "serve",
+        str(options.bundle),
+        "--json",
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

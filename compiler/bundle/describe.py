@@ -40,7 +40,8 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
     ]
     first = next(iter(manifest.lowerings.values()), None)
     per_token = sum(
-        2 * p.kv.layers * p.kv.kv_heads * p.kv.head_dim * KV_ITEMSIZE[p.kv.dtype] for p in (first.ranks if first else [])
+        2 * p.kv.layers * p.kv.kv_heads * p.kv.head_dim * KV_ITEMSIZE[p.kv.dtype]
+        for p in (first.ranks if first else [])
     )
     return {
         "bundle": str(bundle),

@@ -27,7 +27,9 @@ def write_manifest(
         engine="onnxruntime",
         model=model_info(config),
         mapping=MappingInfo(tp=options.mapping.tp, ep=options.mapping.ep, dp=options.mapping.dp),
-        limits=Limits(context=options.context, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk),
+        limits=Limits(
+            context=options.context, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk
+        ),
         logits="all" if options.all_logits else "last",
         checkpoint=source,
         lowerings=lowerings,

@@ -48,7 +48,9 @@ def check_output(output: Path) -> None:
             parent.mkdir(parents=True)
         except OSError as error:
             raise UserError(
-                f"the output's folder cannot be made: {error.strerror}", where=str(parent), remedy="choose another -o"
+                f"the output's folder cannot be made: {error.strerror}",
+                where=str(parent),
+                remedy="choose another -o",
             ) from error
     probe = _stage_name(output, os.getpid())
     try:

@@ -26,10 +26,14 @@ def build(
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks, one GPU each.")] = 1,
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel groups; divides --tp.")] = 1,
     fp8: Annotated[
-        bool, typer.Option("--fp8", help="Keep the released FP8 weights (refused where the checkpoint has none).")
+        bool,
+        typer.Option("--fp8", help="Keep the released FP8 weights (refused where the checkpoint has none)."),
     ] = False,
     engine: Annotated[
-        str, typer.Option(help="auto (default: the best this machine can run), onnxruntime, cuda, tensorrt-rtx, tensorrt.")
+        str,
+        typer.Option(
+            help="auto (default: the best this machine can run), onnxruntime, cuda, tensorrt-rtx, tensorrt."
+        ),
     ] = "auto",
     context: Annotated[
         int, typer.Option(min=0, help="Tokens a row can hold. Default: the model's, at most 32768 on a CPU.")
@@ -37,10 +41,16 @@ def build(
     max_rows: Annotated[int, typer.Option(min=1, help="Rows decoded together.")] = 8,
     prefill_chunk: Annotated[int, typer.Option(min=1, help="Tokens of one prefill step.")] = 512,
     all_logits: Annotated[
-        bool, typer.Option("--all-logits", help="Logits of every token (prompt logprobs); default: each row's last.")
+        bool,
+        typer.Option(
+            "--all-logits", help="Logits of every token (prompt logprobs); default: each row's last."
+        ),
     ] = False,
     config_only: Annotated[
-        bool, typer.Option("--config-only", help="Graphs of all ranks from config.json alone: no weights are read.")
+        bool,
+        typer.Option(
+            "--config-only", help="Graphs of all ranks from config.json alone: no weights are read."
+        ),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")] = False,

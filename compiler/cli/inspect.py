@@ -40,14 +40,26 @@ def inspect(
             f"vocabulary {model['vocab']}"
         )
         source = facts["checkpoint"]
-        out.print(f"built of  {source['source']} ({source['format']})" if source else "built of  config.json alone")
+        out.print(
+            f"built of  {source['source']} ({source['format']})" if source else "built of  config.json alone"
+        )
         out.print(f"layout    tp {facts['mapping']['tp']}, ep {facts['mapping']['ep']}")
         out.print(
-            f"limits    {limits['context']} tokens a row, {limits['max_rows']} rows, prefill in {limits['prefill_chunk']}s; "
+            f"limits    {limits['context']} tokens a row, {limits['max_rows']} rows, "
+            f"prefill steps of {limits['prefill_chunk']} tokens; "
             f"KV cache {_size(facts['kv_bytes_per_token'])} a token over all ranks"
         )
         table = Table(title="rank graphs", title_justify="left")
-        for column in ("lowering", "rank", "segments", "nodes", "all-reduces", "all-gathers", "weights", "KV heads"):
+        for column in (
+            "lowering",
+            "rank",
+            "segments",
+            "nodes",
+            "all-reduces",
+            "all-gathers",
+            "weights",
+            "KV heads",
+        ):
             table.add_column(column, justify="left" if column == "lowering" else "right")
         for r in facts["ranks"]:
             table.add_row(
@@ -61,4 +73,7 @@ def inspect(
                 str(r["kv_heads"]),
             )
         out.print(table)
-        out.print(f"files     {facts['files']}, {_size(facts['bytes'])}" + (", every sha256 matches" if checksums else ""))
+        out.print(
+            f"files     {facts['files']}, {_size(facts['bytes'])}"
+            + (", every sha256 matches" if checksums else "")
+        )

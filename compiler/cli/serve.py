@@ -137,11 +137,15 @@ def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()
         return
-    out.print(f"[bold green]READY[/] {model}")
-    out.print(f"  stream   http://{http}/v2/models/minimax_m2/generate_stream")
-    out.print(f"  once     http://{http}/v2/models/minimax_m2/generate")
-    out.print(f"  gRPC     {grpc}   (minimax_m2 streams, minimax_m2_unary answers once, minimax_m2_parse)")
-    out.print(f"  ready    http://{http}/v2/health/ready")
-    out.print(f"  metrics  http://{metrics}/metrics")
-    out.print(f"  log      {settings.log}")
-    out.print(f"ask it:    mm2c chat --url {grpc} --message 'Hello!'        stop it: Ctrl-C")
+    lines = [
+        f"[bold green]READY[/] {model}",
+        f"  stream   http://{http}/v2/models/minimax_m2/generate_stream",
+        f"  once     http://{http}/v2/models/minimax_m2/generate",
+        f"  gRPC     {grpc}   (models minimax_m2, minimax_m2_unary, minimax_m2_parse)",
+        f"  ready    http://{http}/v2/health/ready",
+        f"  metrics  http://{metrics}/metrics",
+        f"  log      {settings.log}",
+        f"ask it     mm2c chat --url {grpc} --message 'Hello!'",
+        "stop it    Ctrl-C",
+    ]
+    out.print("\n".join(lines), soft_wrap=True)

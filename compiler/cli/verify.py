@@ -15,7 +15,9 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder, as `mm2c build` wrote it.")],
     against: Annotated[
         str | None,
-        typer.Option(help="Checkpoint the bundle was built from: folder or hub id. Default: the one recorded."),
+        typer.Option(
+            help="Checkpoint the bundle was built from: folder or hub id. Default: the one recorded."
+        ),
     ] = None,
     lowering: Annotated[
         str, typer.Option(help="fast (what serves), portable (function bodies, the oracle), or all.")
@@ -37,7 +39,16 @@ def verify(
             print_json(outcome.as_json())
         else:
             table = Table(title=f"{bundle} against {outcome.checkpoint}", title_justify="left")
-            for column in ("lowering", "case", "logits rows", "max |Δ|", "max |logits|", "relative", "greedy flips", ""):
+            for column in (
+                "lowering",
+                "case",
+                "logits rows",
+                "max |Δ|",
+                "max |logits|",
+                "relative",
+                "greedy flips",
+                "",
+            ):
                 table.add_column(column, justify="left" if column in ("lowering", "case", "") else "right")
             for r in outcome.results:
                 table.add_row(

@@ -24,7 +24,10 @@ def gpu_name() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
     asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     lines = asked.stdout.strip().splitlines()
     return lines[0].strip() if asked.returncode == 0 and lines else None
@@ -46,4 +49,7 @@ def select_engine(asked: str) -> Choice:
     if gpu is None:
         return Choice("onnxruntime", "no NVIDIA GPU on this machine")
     best = "tensorrt" if find_spec("tensorrt") else "cuda"
-    return Choice("onnxruntime", f"{gpu} is here, but this version does not build the {best} engine yet; runs on the CPU")
+    return Choice(
+        "onnxruntime",
+        f"{gpu} is here, but this version does not build the {best} engine yet; runs on the CPU",
+    )

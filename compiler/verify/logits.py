@@ -57,7 +57,9 @@ def prompts(vocab: int, context: int, chunk: int, rows: int, steps: int, seed: i
     return [rng.integers(0, vocab, length).tolist() for length in lengths]
 
 
-def trajectories(reference: Reference, some: list[list[int]], steps: int, progress: Progress) -> list[Trajectory]:
+def trajectories(
+    reference: Reference, some: list[list[int]], steps: int, progress: Progress
+) -> list[Trajectory]:
     with progress.stage("reference: transformers, fp32", len(some)) as stage:
         found = []
         for prompt in some:
@@ -69,7 +71,7 @@ def trajectories(reference: Reference, some: list[list[int]], steps: int, progre
 
 def _last(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Last position of each row: programs with all-token logits return [rows, S, vocab]."""
-    return logits if logits.ndim == 2 else logits[:, -1]
+    return logits if logits.ndim == 2 else np.ascontiguousarray(logits[:, -1])
 
 
 def _prefill(executor: Executor, row: int, prompt: list[int], chunk: int) -> NDArray[np.float32]:
@@ -82,7 +84,9 @@ def _prefill(executor: Executor, row: int, prompt: list[int], chunk: int) -> NDA
     return _last(logits)[0]
 
 
-def _result(lowering: str, case: str, got: list[NDArray[np.float32]], want: list[NDArray[np.float32]]) -> CaseResult:
+def _result(
+    lowering: str, case: str, got: list[NDArray[np.float32]], want: list[NDArray[np.float32]]
+) -> CaseResult:
     pairs = list(zip(got, want, strict=True))
     return CaseResult(
         lowering=lowering,
@@ -100,7 +104,9 @@ def compare(
     """All cases of one executor. Every row decodes the reference's own tokens, so that one flip stays one flip."""
     steps = len(rows[0].tokens) - 1
     first = [r.logits[0] for r in rows]
-    with progress.stage(f"{lowering}: prefill, chunked prefill, {steps} decode steps", 2 * len(rows) + steps) as stage:
+    with progress.stage(
+        f"{lowering}: prefill, chunked prefill, {steps} decode steps", 2 * len(rows) + steps
+    ) as stage:
         results = []
         for case, size in (("chunked prefill", max(1, chunk // 3)), ("prefill", chunk)):
             got = []

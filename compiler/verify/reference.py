@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def fp32_bytes(recipes: dict[str, Recipe]) -> int:
     """Bytes of all tensors in fp32, scales not counted (they are folded in)."""
     return sum(
-        4 * int(np.prod(r.shape)) for name, r in recipes.items() if not name.endswith("_scale_inv") and name[:4] != "rope"
+        4 * int(np.prod(r.shape))
+        for name, r in recipes.items()
+        if not name.endswith("_scale_inv") and name[:4] != "rope"
     )
 
 
@@ -74,7 +76,9 @@ class Reference:
         with torch.device("meta"):
             model = MiniMaxM2ForCausalLM(config)
         state = {
-            name: torch.from_numpy(np.ascontiguousarray(evaluate(dense(name, recipes), checkpoint), dtype=np.float32))
+            name: torch.from_numpy(
+                np.ascontiguousarray(evaluate(dense(name, recipes), checkpoint), dtype=np.float32)
+            )
             for name in model.state_dict()
         }
         model.load_state_dict(state, assign=True, strict=True)
@@ -95,7 +99,9 @@ class Reference:
         ids, tokens, rows = torch.tensor([prompt]), [], []
         with torch.inference_mode():
             for _ in range(steps + 1):
-                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+                logits = self.model(
+                    input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+                ).logits[0, -1]
                 rows.append(logits.numpy().copy())
                 tokens.append(int(logits.argmax()))
                 ids = torch.tensor([[tokens[-1]]])

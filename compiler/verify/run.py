@@ -47,8 +47,15 @@ def verify_checkpoint(
         )
     known = list(manifest.lowerings)
     if lowering != "all" and lowering not in known:
-        raise UserError(f"the bundle has no lowering '{lowering}'", where=str(bundle), remedy=f"one of: all, {', '.join(known)}")
-    found = locate(against or manifest.checkpoint.source, revision=manifest.checkpoint.revision if against is None else None)
+        raise UserError(
+            f"the bundle has no lowering '{lowering}'",
+            where=str(bundle),
+            remedy=f"one of: all, {', '.join(known)}",
+        )
+    found = locate(
+        against or manifest.checkpoint.source,
+        revision=manifest.checkpoint.revision if against is None else None,
+    )
     checkpoint = Checkpoint.open(found.folder)
     if checkpoint.identity() != manifest.checkpoint.identity:
         raise UserError(

@@ -166,7 +166,9 @@ def _text_side(folder: Path, manifest: Manifest) -> tuple[Preparer, TokenBytes]:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise BundleError(
-            f"the tokenizer cannot be read: {error}", where=str(path), remedy="build the bundle again with `mm2c build … --force`"
+            f"the tokenizer cannot be read: {error}",
+            where=str(path),
+            remedy="build the bundle again with `mm2c build … --force`",
         ) from None
     preparer = Preparer(
         tokenizer,

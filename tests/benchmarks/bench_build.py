@@ -26,7 +26,9 @@ MM2C = str(Path(sys.executable).with_name("mm2c"))
 def timed(arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
     """Wall seconds and peak resident MiB of one `mm2c` process (its largest child included)."""
     start = time.perf_counter()
-    process = subprocess.Popen([MM2C, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [MM2C, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:

@@ -138,8 +138,13 @@ def main() -> None:
         print(json.dumps(result, indent=2))
         return
     for name, row in result["medians"].items():
-        print(f"{name:20} prefill {row['prefill_tok_s']:8.1f} tok/s   decode {row['decode_tok_s']:7.2f} tok/s")
-    print(f"{'ratio':20} prefill {result['prefill_ratio']:8.2f}x       decode {result['decode_ratio']:7.2f}x", end="   ")
+        print(
+            f"{name:20} prefill {row['prefill_tok_s']:8.1f} tok/s   decode {row['decode_tok_s']:7.2f} tok/s"
+        )
+    print(
+        f"{'ratio':20} prefill {result['prefill_ratio']:8.2f}x       decode {result['decode_ratio']:7.2f}x",
+        end="   ",
+    )
     print("same greedy tokens" if result["same_tokens"] else "greedy tokens DIFFER")
 
 

@@ -120,8 +120,11 @@ def _finish(id: str, reason: str, count: int) -> Event:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--parent", type=int)
     options, _ = parser.parse_known_args()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != options.parent:
+        sys.exit("the stub ended before its engine began")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(options.socket)

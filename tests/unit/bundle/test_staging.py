@@ -24,9 +24,15 @@ def test_an_exception_leaves_the_old_output_and_nothing_else(tmp_path: Path, err
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "old").write_text("kept")
-    with pytest.raises(type(error)), staged(output) as stage:
-        (stage / "new").write_text("lost")
-        raise error
+
+
+    def build() -> None:
+        with staged(output) as stage:
+            (stage / "new").write_text("lost")
+            raise error
+
+    with pytest.raises(type(error)):
+        build()
     assert [p.name for p in output.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [output]
 

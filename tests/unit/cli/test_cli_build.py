@@ -20,12 +20,16 @@ MM2C = str(Path(sys.executable).with_name("mm2c"))
 
 
 @pytest.fixture(scope="module")
-def built(random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def built(
+    random_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """(checkpoint, bundle at tp 2), built by the command line with a cache of its own."""
     root = tmp_path_factory.mktemp("cli")
     os.environ["MM2C_CACHE"] = str(root / "cache")
     checkpoint = random_checkpoint(layers=1, intermediate=256, seed=11)
-    result = CliRunner().invoke(app, ["build", str(checkpoint), "--tp", "2", "--fp8", "-o", str(root / "bundle")])
+    result = CliRunner().invoke(
+        app, ["build", str(checkpoint), "--tp", "2", "--fp8", "-o", str(root / "bundle")]
+    )
     assert result.exit_code == 0, result.output
     assert "no NVIDIA GPU" in result.output or "onnxruntime" in result.output
     return checkpoint, root / "bundle"
@@ -45,7 +49,9 @@ def test_the_same_again_is_up_to_date(built: tuple[Path, Path]) -> None:
     assert (bundle / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_another_output_reuses_the_stages_and_is_the_same_bundle(built: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_output_reuses_the_stages_and_is_the_same_bundle(
+    built: tuple[Path, Path], tmp_path: Path
+) -> None:
     checkpoint, bundle = built
     report = build(checkpoint, "--tp", 2, "--fp8", "-o", tmp_path / "again")
     assert report["reused"] == ["graphs of 2 rank(s)", "weights"]
@@ -63,7 +69,9 @@ def test_a_build_without_cache_is_byte_for_byte_the_same(built: tuple[Path, Path
 def test_other_options_at_the_same_output_need_force(built: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint, _ = built
     build(checkpoint, "--fp8", "-o", tmp_path / "x")
-    refused = CliRunner().invoke(app, ["build", str(checkpoint), "--context", "64", "-o", str(tmp_path / "x")])
+    refused = CliRunner().invoke(
+        app, ["build", str(checkpoint), "--context", "64", "-o", str(tmp_path / "x")]
+    )
     assert refused.exit_code == 2
     assert "--force" in refused.output
     assert build(checkpoint, "--context", 64, "--force", "-o", tmp_path / "x")["up_to_date"] is False

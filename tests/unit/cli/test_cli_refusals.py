@@ -49,7 +49,9 @@ def test_version(mm2c: Callable[..., Result]) -> None:
     assert mm2c("--version").output.startswith("mm2c ")
 
 
-def test_illegal_tp_lists_the_legal_values(mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
+def test_illegal_tp_lists_the_legal_values(
+    mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path
+) -> None:
     refused(mm2c("build", checkpoint, "--tp", 3, "-o", tmp_path / "out"), "tp 3", "1")
     assert not (tmp_path / "out").exists()
 
@@ -78,14 +80,21 @@ def test_a_truncated_shard_is_named(mm2c: Callable[..., Result], checkpoint: Pat
     ],
 )
 def test_config_keys_that_are_not_compiled_are_refused_by_name(
-    mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path, key: str, value: object, words: tuple[str, ...]
+    mm2c: Callable[..., Result],
+    checkpoint: Path,
+    tmp_path: Path,
+    key: str,
+    value: object,
+    words: tuple[str, ...],
 ) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, key: value}))
     refused(mm2c("build", checkpoint, "-o", tmp_path / "out"), *words)
 
 
-def test_nothing_to_build_teaches(mm2c: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_build_teaches(
+    mm2c: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused(mm2c("build", "--tp", 4, "--fp8"), "MM2C_CHECKPOINT")
 
@@ -97,7 +106,9 @@ def test_fp8_of_a_bf16_checkpoint_is_refused(
     refused(mm2c("build", folder, "--fp8", "-o", tmp_path / "out"), "no FP8 weights")
 
 
-def test_an_occupied_output_asks_for_force(mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
+def test_an_occupied_output_asks_for_force(
+    mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
     refused(mm2c("build", checkpoint, "-o", tmp_path / "out"), "--force")

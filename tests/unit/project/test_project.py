@@ -41,7 +41,9 @@ def test_the_runtime_never_imports_the_compiler_nor_torch() -> None:
         assert not tops & {"mm2c", "torch", "transformers"}, path
 
 
-@pytest.mark.parametrize("module", ["mm2c.cli.main", "mm2c.checkpoint", "mm2c.pipeline", "mm2c_runtime.manifest"])
+@pytest.mark.parametrize(
+    "module", ["mm2c.cli.main", "mm2c.checkpoint", "mm2c.pipeline", "mm2c_runtime.manifest"]
+)
 def test_start_up_imports_neither_torch_nor_transformers(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'onnxruntime') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
