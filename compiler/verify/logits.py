@@ -81,7 +81,8 @@ def _prefill(executor: Executor, row: int, prompt: list[int], chunk: int) -> NDA
         step = RowStep(row=row, tokens=part, past_len=start, new_len=len(part), sample=False)
         logits = executor.forward(StepBatch(step_id=start, kind="prefill", rows=[step]))
     assert logits is not None
-    return _last(logits)[0]
+    first: NDArray[np.float32] = _last(logits)[0]
+    return first
 
 
 def _result(
