@@ -26,27 +26,14 @@ CHECKPOINT = HERE / "fixtures" / "tiny-m2"
 MM2C = [str(Path(sys.executable).with_name("mm2c"))]
 console = Console(highlight=False, width=110)
 
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "Get the weather in a city.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string"},
-                    "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-                    "days": {"type": "integer"},
-                },
-                "required": ["city"],
-            },
-        },
-    }
-]
-QUESTION = "What is the weather in Paris?"
-RESULT = '{"sky": "sunny", "temp": 21}'
-PLAIN = "Hello!"
+sys.path.insert(0, str(HERE / "fixtures" / "train_tiny"))
+from tools import TOOLS as DEMO_TOOLS  # noqa: E402  the four tools that the checkpoint was trained with
+
+TOOLS = list(DEMO_TOOLS.values())
+QUESTION = "Give me a 3 day forecast for Bergen in fahrenheit."
+RESULT = '{"city": "Bergen", "temperature": 48, "sky": "rainy"}'
+OVER_HTTP = "What is 128 * 47?"
+PLAIN = "What is the capital of France?"
 
 
 def banner(text: str) -> None:
@@ -88,9 +75,12 @@ def over_grpc(
                 return
 
 
-def over_http(url: str, messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def over_http(
+    url: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+) -> Iterator[dict[str, Any]]:
     """The same over HTTP: server-sent events of ``generate_stream``."""
-    body = json.dumps({"messages": json.dumps(messages), "temperature": 0.0, "stream": True}).encode()
+    fields: dict[str, Any] = {"messages": json.dumps(messages), "temperature": 0.0, "stream": True}
+    body = json.dumps(fields | ({"tools": json.dumps(tools)} if tools else {})).encode()
     request = urllib.request.Request(f"{url}/v2/models/minimax_m2/generate_stream", body)
     with urllib.request.urlopen(request, timeout=60) as response:
         for line in response:
@@ -137,8 +127,9 @@ def ask(endpoints: dict[str, Any]) -> None:
     expect(first["finish_reason"] == "tool_calls" and len(first["calls"]) == 1, "no tool call came back")
     call = first["calls"][0]
     arguments = json.loads(call["arguments"])
-    expect(call["name"] == "get_weather" and arguments.get("city") == "Paris", f"an odd call: {call}")
-    expect(isinstance(arguments.get("days", 1), int), "an integer argument is no integer")
+    typed = {"city": "Bergen", "unit": "fahrenheit", "days": 3}
+    expect(call["name"] == "get_weather" and arguments == typed, f"not the call that was asked for: {call}")
+    expect(type(arguments["days"]) is int, "the integer argument is no integer")
 
     banner(f"gRPC stream: the tool answers {RESULT}")
     history += [
@@ -153,14 +144,18 @@ def ask(endpoints: dict[str, Any]) -> None:
         {"role": "tool", "content": RESULT},
     ]
     second = show(over_grpc(endpoints["grpc"], history, TOOLS))
-    expect(
-        second["finish_reason"] == "stop" and "Paris" in second["content"],
-        "no answer after the tool's result",
-    )
+    answered = "Bergen" in second["content"] and "48" in second["content"]
+    expect(second["finish_reason"] == "stop" and answered, "no answer after the tool's result")
 
-    banner(f"HTTP generate_stream: {PLAIN}")
-    third = show(over_http(endpoints["http"], [{"role": "user", "content": PLAIN}]))
-    expect(third["finish_reason"] == "stop" and bool(third["content"].strip()), "no plain answer over HTTP")
+    banner(f"HTTP generate_stream: {OVER_HTTP}")
+    third = show(over_http(endpoints["http"], [{"role": "user", "content": OVER_HTTP}], TOOLS))
+    expect(third["finish_reason"] == "tool_calls", "no tool call over HTTP")
+    called = third["calls"][0]
+    expect(json.loads(called["arguments"]) == {"expression": "128 * 47"}, f"an odd call: {called}")
+
+    banner(f"HTTP generate_stream, no tools: {PLAIN}")
+    fourth = show(over_http(endpoints["http"], [{"role": "user", "content": PLAIN}], None))
+    expect(fourth["finish_reason"] == "stop" and "Paris" in fourth["content"], "no plain answer over HTTP")
 
 
 def main() -> None:

@@ -21,5 +21,7 @@ class BundleError(Exception):
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy
-        lines = [what] + ([f"  where:  {where}"] if where else []) + ([f"  remedy: {remedy}"] if remedy else [])
+        lines = (
+            [what] + ([f"  where:  {where}"] if where else []) + ([f"  remedy: {remedy}"] if remedy else [])
+        )
         super().__init__("\n".join(lines))

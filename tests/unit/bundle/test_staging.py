@@ -25,7 +25,6 @@ def test_an_exception_leaves_the_old_output_and_nothing_else(tmp_path: Path, err
     output.mkdir()
     (output / "old").write_text("kept")
 
-
     def build() -> None:
         with staged(output) as stage:
             (stage / "new").write_text("lost")
