@@ -52,7 +52,7 @@ class WeightFormats:
     """How each linear of the checkpoint is stored.
 
     ``fp8`` holds module names: ``model.layers.3.self_attn.q_proj`` or ``model.layers.3.mlp.experts``.
-    ``dtypes`` gives the stored dtype of every other tensor by its graph name (see trace/names.py):
+    ``dtypes`` gives the stored dtype of every other tensor by its graph name (see checkpoint/names.py):
     "bf16", "f32" or "f16"; absent means bf16.
     """
 

@@ -52,10 +52,18 @@ class BuildRequest:
             all_logits=self.all_logits,
         )
 
-    def place(self, name: str) -> Path:
-        """Where the bundle goes: ``output``, else ``./NAME-tpN[-epN]``."""
+    def place(self, checkpoint: Path) -> Path:
+        """Where the bundle goes: ``output``, else ``./NAME-tpN[-epN]``, NAME the model's or the folder's."""
         layout = f"tp{self.tp}" + (f"-ep{self.ep}" if self.ep > 1 else "")
-        return (self.output or Path.cwd() / f"{name}-{layout}").absolute()
+        return (self.output or Path.cwd() / f"{_name(checkpoint)}-{layout}").absolute()
+
+
+def _name(checkpoint: Path) -> str:
+    """The checkpoint folder's name; the model's of a hub snapshot (``models--ORG--NAME/snapshots/COMMIT``)."""
+    parts = checkpoint.resolve().parts
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].rpartition("--")[2]
+    return parts[-1]
 
 
 @dataclass(frozen=True)

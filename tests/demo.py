@@ -99,6 +99,8 @@ def show(parts: Iterator[dict[str, Any]]) -> dict[str, Any]:
         whole["pieces"] += 1
         reasoning, content = _text(part.get("reasoning_output")), _text(part.get("text_output"))
         console.print(reasoning, end="", style="dim italic", markup=False)
+        if content and not whole["content"]:
+            console.print()
         console.print(content, end="", markup=False)
         whole["reasoning"] += reasoning
         whole["content"] += content

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm2c.errors import UserError
+from mm2c.bundle.chat_files import OPTIONAL, REQUIRED, chat_template_of, check_chat_files
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # importlib.resources.abc from Python 3.11 on
 
-REQUIRED = ("config.json", "tokenizer.json")
-OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+__all__ = ["check_chat_files", "write_all"]
+
 TRITON_MODELS = ("minimax_m2", "minimax_m2_unary", "minimax_m2_parse", "mm_gate")
-
-
-def chat_template_of(checkpoint: Path) -> str:
-    """The checkpoint's own template: ``chat_template.jinja``, else the field of tokenizer_config.json."""
-    own = checkpoint / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    config = checkpoint / "tokenizer_config.json"
-    if config.is_file():
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-        if isinstance(template, str):
-            return template
-    raise UserError(
-        "the checkpoint has no chat template",
-        where=str(checkpoint),
-        remedy="put the release's chat_template.jinja into the folder",
-    )
-
-
-def check_chat_files(checkpoint: Path) -> None:
-    """Refuse a checkpoint that cannot be served, before any work."""
-    for name in REQUIRED:
-        if not (checkpoint / name).is_file():
-            raise UserError(
-                f"the checkpoint has no {name}",
-                where=str(checkpoint),
-                remedy=f"copy {name} of the release into the folder",
-            )
-    chat_template_of(checkpoint)
 
 
 def write_all(checkpoint: Path, bundle: Path) -> None:

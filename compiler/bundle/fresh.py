@@ -8,11 +8,13 @@ from mm2c_runtime.errors import BundleError
 from mm2c_runtime.manifest_file import read_bundle
 
 
-def is_fresh(output: Path, key: str) -> bool:
-    """Same build key, and every file there with its size. Altered, foreign or absent: False."""
-    if not output.is_dir():
-        return False
+def difference_of(output: Path, key: str) -> str:
+    """Empty where the bundle has this build key and every file its sha256; else what is different.
+
+    Hashes are remembered by size, times and inode, so that a bundle of 230 GB is read through once.
+    """
     try:
-        return read_bundle(output, checksums=False).build_key == key
-    except BundleError:
-        return False
+        manifest = read_bundle(output)
+    except BundleError as error:
+        return error.what
+    return "" if manifest.build_key == key else "of another checkpoint, other options or another mm2c"

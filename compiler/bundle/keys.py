@@ -61,7 +61,7 @@ def _sample(path: Path, size: int, digest: Any) -> None:
 
 def chat_key(folder: Path) -> str:
     """Key of the chat files beside the weights."""
-    from mm2c.bundle.carried import OPTIONAL, REQUIRED
+    from mm2c.bundle.chat_files import OPTIONAL, REQUIRED
 
     digest = hashlib.sha256()
     for name in (*REQUIRED, *OPTIONAL, "chat_template.jinja"):

@@ -31,16 +31,19 @@ class ParsedConfig:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. UserError where the file is missing, unreadable or something else."""
+    again = f"copy {path.name} of the release into the folder again"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path.name} is missing", where=str(path.parent)) from error
+        raise UserError(f"{path.name} is missing", where=str(path.parent), remedy=again) from error
     except OSError as error:
-        raise UserError(f"cannot read {path.name}: {error.strerror}", where=str(path)) from error
+        raise UserError(
+            f"cannot read {path.name}: {error.strerror}", where=str(path), remedy=again
+        ) from error
     except ValueError as error:
-        raise UserError(f"{path.name} is not valid JSON: {error}", where=str(path)) from error
+        raise UserError(f"{path.name} is not valid JSON: {error}", where=str(path), remedy=again) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path.name} holds no JSON object", where=str(path))
+        raise UserError(f"{path.name} holds no JSON object", where=str(path), remedy=again)
     return value
 
 

@@ -12,6 +12,7 @@ from mm2c.errors import UserError
 
 def refuse(path: Path, key: str, value: Any, why: str, remedy: str = "") -> UserError:
     """``config.json has sliding_window = 4096, but …``; raise what this returns."""
+    remedy = remedy or f"correct {key} in {path.name}, or copy the file of the release again"
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "…"
     return UserError(f"{path.name} has {key} = {shown}: {why}", where=str(path), remedy=remedy)

@@ -27,7 +27,10 @@ def build(
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel groups; divides --tp.")] = 1,
     fp8: Annotated[
         bool,
-        typer.Option("--fp8", help="Keep the released FP8 weights (refused where the checkpoint has none)."),
+        typer.Option(
+            "--fp8",
+            help="Require FP8 weights: refuse a checkpoint without any. FP8 weights are kept as FP8 either way.",
+        ),
     ] = False,
     engine: Annotated[
         str,
@@ -43,7 +46,9 @@ def build(
     all_logits: Annotated[
         bool,
         typer.Option(
-            "--all-logits", help="Logits of every token (prompt logprobs); default: each row's last."
+            "--all-logits",
+            help="Rank graphs that give the logits of every token [batch, seq, vocab], to score prompts with; "
+            "default: of each row's last token, all that generation needs.",
         ),
     ] = False,
     config_only: Annotated[
@@ -53,7 +58,13 @@ def build(
         ),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace the bundle that stands at the output (never anything else), an altered one too.",
+        ),
+    ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Redo every stage.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -67,7 +78,7 @@ def build(
 
       mm2c build config.json --tp 4 --config-only -o graphs
     """
-    with user_errors():
+    with user_errors(interrupted="nothing was left half-written"):
         from mm2c.pipeline import BuildRequest, build_bundle
 
         report = build_bundle(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from mm2c.cli.chat_input import read_tools, sampling_options, tool_results
 from mm2c.cli.console import Bars, err, out, print_json, user_errors
 from mm2c.errors import UserError
 from mm2c_runtime.errors import RequestError
@@ -36,7 +36,11 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the bundle's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default: the bundle's.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Default: the bundle's.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off. Default: the bundle's.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Default: the bundle's.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is none.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="0 is none.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="0 is none.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop text. May be given again.")] = None,
     as_json: Annotated[
@@ -58,18 +62,21 @@ def chat(
 
         if as_json and message is None:
             raise UserError("--json needs --message", remedy="add --message 'TEXT'")
-        results = _tool_results(tool_result or [])
-        given = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "seed": seed,
-            "stop": stop or None,
-        }
-        options = {name: value for name, value in given.items() if value is not None}
+        results = tool_results(tool_result or [])
+        options = sampling_options(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            stop=stop or None,
+        )
         offered = read_tools(tools) if tools is not None else None
-        with _backend(url, local, options) as ask:
+        with _failures_end(message is not None), _backend(url, local, options) as ask:
             conversation = Conversation(ask, offered)
             if system is not None:
                 conversation.messages.append({"role": "system", "content": system})
@@ -80,31 +87,13 @@ def chat(
                 _once(conversation, results, as_json)
 
 
-def read_tools(path: Path) -> list[dict[str, Any]]:
-    """A file with a JSON list of tools. Raises UserError."""
+@contextmanager
+def _failures_end(once: bool) -> Iterator[None]:
+    """A question asked ``once`` and refused or failed ends with status 1; 2 is for a wrong command line."""
     try:
-        tools = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the tools cannot be read: {error.strerror}", where=str(path)) from None
-    except ValueError as error:
-        raise UserError(f"the tools are not JSON: {error}", where=str(path)) from None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise UserError(
-            "the tools must be a JSON list of objects",
-            where=str(path),
-            remedy='write [{"type": "function", "function": {"name": …, "parameters": …}}]',
-        )
-    return tools
-
-
-def _tool_results(pairs: list[str]) -> dict[str, str]:
-    results = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise UserError("a tool result is NAME=TEXT", where=f"--tool-result {pair}")
-        results[name] = text
-    return results
+        yield
+    except RequestError as error:
+        raise UserError(str(error), exit_code=1 if once else 2) from None
 
 
 @contextmanager

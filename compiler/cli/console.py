@@ -23,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from mm2c.errors import UserError
 from mm2c.progress import Stage
@@ -30,7 +31,8 @@ from mm2c.progress import Stage
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit status, as shells count SIGINT
+PIPE_WIDTH = 1000  # columns that a table may take where no terminal shows it
 
 
 class _BarStage:
@@ -58,17 +60,25 @@ class Bars:
             TimeRemainingColumn() if total else TextColumn(""),
         )
         if not self._live:
-            err.print(f"· {title}")
+            err.print(f"· {escape(title)}", soft_wrap=True)
         with Progress(*columns, console=err, transient=True, disable=not self._live) as bars:
-            yield _BarStage(bars, bars.add_task(title, total=total))
+            yield _BarStage(bars, bars.add_task(escape(title), total=total))
 
     def note(self, text: str) -> None:
-        err.print(escape(text))
+        err.print(escape(text), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """Machine-readable answer on stdout, one document, never wrapped or coloured."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(table: Table) -> None:
+    """On stdout; in a pipe as wide as it is, so that no column is cut or broken over lines."""
+    if out.is_terminal:
+        out.print(table)
+    else:
+        Console(highlight=False, width=PIPE_WIDTH).print(table)
 
 
 def fail(error: Exception, exit_code: int) -> None:
@@ -82,9 +92,10 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(interrupted: str = "") -> Iterator[None]:
     """A user's mistake becomes a message and an exit status; Ctrl-C and SIGTERM leave as such. Defects stay loud.
 
+    ``interrupted``: what else Ctrl-C tells, for a verb that writes.
     ``MM2C_TRACEBACK=1`` shows the traceback of a user error too.
     """
     from mm2c_runtime.errors import BundleError, RequestError
@@ -101,7 +112,7 @@ def user_errors() -> Iterator[None]:
             raise
         fail(error, 2)
     except KeyboardInterrupt:
-        err.print("[yellow]interrupted[/]: nothing was left half-written")
+        err.print("[yellow]interrupted[/]" + (f": {interrupted}" if interrupted else ""), soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +17,7 @@ import typer
 from mm2c.cli.console import Bars, err, out, user_errors
 
 KEPT_LOGS = 20
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def serve(
@@ -31,7 +35,15 @@ def serve(
     ] = None,
     log: Annotated[
         Path | None,
-        typer.Option(help="The server's log. Default: a file a port under ~/.local/state/mm2c."),
+        typer.Option(
+            help="The server's log; added to. Default: a file a port under ~/.local/state/mm2c, begun anew."
+        ),
+    ] = None,
+    kv_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of KV cache, all requests together. Default: the bundle's rows x context."
+        ),
     ] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that running requests get when stopping.")] = 5,
     start_timeout: Annotated[
@@ -60,14 +72,14 @@ def serve(
         bars = Bars()
         installation = find_triton(triton)
         ports = choose_ports(host, http_port, grpc_port, metrics_port)
+        log_file = _log_file(log, ports.http)
         with bars.stage("checking the bundle"):
             manifest = read_manifest(bundle)
             (check_contents if checksums else check_sizes)(bundle, manifest.files)
         _refuse_unservable(bundle, manifest)
-        log_file = log or _default_log(ports.http)
-        log_file.unlink(missing_ok=True)
+        _end_on(signal.SIGHUP)
         run = RunDirectory(installation)
-        settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose)
+        settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens)
         server = Server(installation, run, settings)
         supervisor = Supervisor(server, bars.note, start_timeout)
         try:
@@ -79,17 +91,35 @@ def serve(
             except KeyboardInterrupt:  # how a server is meant to end: not an error
                 _stop(supervisor)
         finally:
-            supervisor.stop()
+            for number in ENDING:  # what is left takes a moment, and must not be left half done
+                signal.signal(number, signal.SIG_IGN)
+            supervisor.kill()
             run.remove()
 
 
+def _end_on(number: int) -> None:
+    """End as on Ctrl-C, unless whoever started this process has it ignored (nohup)."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, interrupt)
+
+
 def _stop(supervisor: Any) -> None:
-    err.print("stopping (running requests may finish; Ctrl-C again to drop them)")
+    """Let requests finish; a second Ctrl-C leaves that at once, and the caller kills what runs."""
     try:
+        _say("stopping (running requests may finish; Ctrl-C again to drop them)")
         supervisor.stop()
+        _say("stopped")
     except KeyboardInterrupt:
-        supervisor.kill()
-    err.print("stopped")
+        _say("stopped without waiting")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal may be what went away
+        err.print(text)
 
 
 def _refuse_unservable(bundle: Path, manifest: Any) -> None:
@@ -103,18 +133,39 @@ def _refuse_unservable(bundle: Path, manifest: Any) -> None:
         )
 
 
+def _log_file(named: Path | None, port: int) -> Path:
+    """Absolute, and written to already, so that a log that cannot be is known before anything starts."""
+    if named is None:
+        return _default_log(port)
+    log = named.expanduser().absolute()
+    try:
+        log.open("ab").close()
+    except OSError as error:
+        from mm2c.errors import UserError
+
+        raise UserError(
+            f"the log cannot be written: {(error.strerror or str(error)).lower()}",
+            where=f"--log {named}",
+            remedy="name a file in a folder that exists and that you may write to, or leave --log out",
+        ) from None
+    return log
+
+
 def _default_log(port: int) -> Path:
     """One file a port, written anew at each start; of earlier ones the newest are kept."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mm2c"
     log = state / f"serve-{port}.log"
     try:
         state.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
         log.open("ab").close()
         logs = sorted(state.glob("serve-*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in logs[KEPT_LOGS:]:
             old.unlink(missing_ok=True)
     except OSError:
-        return Path(tempfile.gettempdir()) / f"mm2c-serve-{os.getuid()}-{port}.log"
+        descriptor, name = tempfile.mkstemp(prefix=f"mm2c-serve-{port}-", suffix=".log")
+        os.close(descriptor)
+        return Path(name)
     return log
 
 

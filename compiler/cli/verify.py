@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from mm2c.cli.console import Bars, err, out, print_json, user_errors
+from mm2c.cli.console import Bars, err, print_json, print_table, user_errors
 
 
 def verify(
@@ -29,7 +30,8 @@ def verify(
     """Compare a bundle's logits with the UNMODIFIED transformers module, in fp32.
 
     Same dequantised weights on both sides; prefill, chunked prefill and a ragged batch of decode steps.
-    Passes where max |Δlogits| ≤ 1e-5 · max |logits| and every greedy token is the same. Exits 1 where it fails.
+    Passes where max |Δlogits| ≤ 1e-5 · max |logits| and every greedy token is the same. Exits 1 where it fails,
+    2 where there is nothing to compare.
     """
     with user_errors():
         from mm2c.verify.run import verify_checkpoint
@@ -38,7 +40,7 @@ def verify(
         if as_json:
             print_json(outcome.as_json())
         else:
-            table = Table(title=f"{bundle} against {outcome.checkpoint}", title_justify="left")
+            table = Table(title=escape(f"{bundle} against {outcome.checkpoint}"), title_justify="left")
             for column in (
                 "lowering",
                 "case",
@@ -57,11 +59,11 @@ def verify(
                     str(r.positions),
                     f"{r.error:.2e}",
                     f"{r.scale:.2f}",
-                    f"{r.error / r.scale:.1e}",
+                    f"{r.relative:.1e}",
                     str(r.flips),
                     "[green]pass[/]" if r.passed else "[red]FAIL[/]",
                 )
-            out.print(table)
+            print_table(table)
         if not outcome.passed:
             err.print("[bold red]the bundle does not compute the model within tolerance[/]")
             raise typer.Exit(1)

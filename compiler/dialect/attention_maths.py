@@ -81,19 +81,21 @@ def split_heads(b: Body, x: str, heads: str) -> str:
     return str(b.Transpose(b.Reshape(x, shape), perm=[0, 2, 1, 3]))
 
 
-def rotate(b: Body, x: str, positions: str) -> str:
+def rotate(b: Body, x: str, heads: str, positions: str) -> str:
     """Partial NeoX RoPE of x[B, heads, S, D]; positions past the table's end (padding) take its last row."""
     last = b.Sub(b.size("cos", 0), b.scalar(1))
     clipped = b.Min(positions, last)
     cos, sin = b.CastLike("cos", x), b.CastLike("sin", x)
-    return str(b.RotaryEmbedding(x, cos, sin, clipped, rotary_embedding_dim=b.ref("rotary_dim")))
+    # num_heads says nothing new of a 4-D x, but ONNX Runtime before 1.24 asks for it beside rotary_embedding_dim
+    turn = {"rotary_embedding_dim": b.ref("rotary_dim"), "num_heads": b.ref(heads)}
+    return str(b.RotaryEmbedding(x, cos, sin, clipped, **turn))
 
 
 def query_and_key(b: Body, positions: str) -> tuple[str, str]:
     """Normed, rotated q[B, heads, S, D] and k[B, kv_heads, S, D] of the op's inputs."""
     q = split_heads(b, normalise(b, "q", 0, "q_total", "q_weight"), "heads")
     k = split_heads(b, normalise(b, "k", 1, "k_total", "k_weight"), "kv_heads")
-    return rotate(b, q, positions), rotate(b, k, positions)
+    return rotate(b, q, "heads", positions), rotate(b, k, "kv_heads", positions)
 
 
 def value_rows(b: Body) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -73,21 +73,3 @@ def write_graph(graph: RankGraph, path: Path, entries: Mapping[str, Entry] | Non
     )
     attach_bodies(model, collectives=True)
     write_external(model, path, graph.recipes, WEIGHTS["portable"], entries)
-
-
-def check_loads(files: Iterable[Path]) -> None:
-    """Load every segment as the executor will; the weights files must be complete.
-
-    Raises:
-        ValueError: naming the segment that ONNX Runtime refuses, and its reason.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    for path in files:
-        try:
-            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise ValueError(f"{path.name}: ONNX Runtime {ort.__version__} refuses it: {error}") from error

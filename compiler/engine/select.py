@@ -11,6 +11,7 @@ from mm2c.errors import UserError
 
 BUILDABLE = ("onnxruntime",)
 KNOWN = ("auto", "onnxruntime", "cuda", "tensorrt-rtx", "tensorrt")
+SECONDS = 20  # that nvidia-smi gets: it starts the driver where nothing else holds it
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,26 @@ def gpu_name() -> str | None:
     """Name of the first NVIDIA GPU as nvidia-smi tells it, or None where there is none."""
     if shutil.which("nvidia-smi") is None:
         return None
-    asked = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is no GPU to build for
+        return None
     lines = asked.stdout.strip().splitlines()
     return lines[0].strip() if asked.returncode == 0 and lines else None
 
 
 def select_engine(asked: str) -> Choice:
-    """Resolve ``--engine``. Raises UserError for an engine that does not exist or is not built by this version."""
+    """Resolve ``--engine``.
+
+    Raises:
+        UserError: an engine that does not exist, is not built by this version, or is not installed here.
+    """
     if asked not in KNOWN:
         raise UserError(f"no engine is called '{asked}'", remedy=f"one of: {', '.join(KNOWN)}")
     if asked != "auto":
@@ -44,7 +53,9 @@ def select_engine(asked: str) -> Choice:
                 where="--engine",
                 remedy="--engine onnxruntime (or auto); the README's support table says what each version builds",
             )
+        _check_installed()
         return Choice(asked, "asked for")
+    _check_installed()
     gpu = gpu_name()
     if gpu is None:
         return Choice("onnxruntime", "no NVIDIA GPU on this machine")
@@ -53,3 +64,12 @@ def select_engine(asked: str) -> Choice:
         "onnxruntime",
         f"{gpu} is here, but this version does not build the {best} engine yet; runs on the CPU",
     )
+
+
+def _check_installed() -> None:
+    if find_spec("onnxruntime") is None:
+        raise UserError(
+            "ONNX Runtime is not installed",
+            where="the Python environment of mm2c",
+            remedy="pip install '.[cpu]' in mm2c's folder (never onnxruntime and onnxruntime-gpu together)",
+        )

@@ -23,16 +23,14 @@ def check_mapping(config: ModelConfig, formats: WeightFormats, mapping: Mapping)
         raise UserError(f"rank {mapping.rank} is outside the {mapping.tp} ranks of --tp {mapping.tp}")
     fault = _head_fault(config, formats, mapping.tp)
     if fault:
-        raise UserError(
-            f"--tp {mapping.tp}: {fault}", remedy=f"legal values of --tp: {_listed(_tps(config, formats))}"
-        )
+        raise UserError(f"--tp {mapping.tp}: {fault}", remedy=_legal_tps(config, formats))
     fault = _expert_fault(config, formats, mapping.tp, mapping.ep)
     if fault:
-        eps = [ep for ep in range(1, mapping.tp + 1) if not _expert_fault(config, formats, mapping.tp, ep)]
+        eps = _eps(config, formats, mapping.tp)
         if eps:
             remedy = f"legal values of --ep with --tp {mapping.tp}: {_listed(eps)}"
         else:
-            remedy = f"legal values of --tp: {_listed(_tps(config, formats))}"
+            remedy = _legal_tps(config, formats)
         raise UserError(f"--tp {mapping.tp} --ep {mapping.ep}: {fault}", remedy=remedy)
 
 
@@ -76,15 +74,22 @@ def _expert_fault(config: ModelConfig, formats: WeightFormats, tp: int, ep: int)
     return ""
 
 
-def _tps(config: ModelConfig, formats: WeightFormats) -> list[int]:
-    def legal(tp: int) -> bool:
-        eps = range(1, tp + 1)
-        return not _head_fault(config, formats, tp) and any(
-            not _expert_fault(config, formats, tp, e) for e in eps
-        )
-
-    return [tp for tp in range(1, _WIDEST + 1) if legal(tp)]
+def _eps(config: ModelConfig, formats: WeightFormats, tp: int) -> list[int]:
+    return [ep for ep in range(1, tp + 1) if not _expert_fault(config, formats, tp, ep)]
 
 
-def _listed(values: list[int]) -> str:
-    return ", ".join(map(str, values))
+def _legal_tps(config: ModelConfig, formats: WeightFormats) -> str:
+    """``legal values of --tp: 1, 2, 4, 8 (8 only with --ep 2, 4 or 8)``."""
+    legal = {
+        tp: _eps(config, formats, tp) for tp in range(1, _WIDEST + 1) if not _head_fault(config, formats, tp)
+    }
+    legal = {tp: eps for tp, eps in legal.items() if eps}
+    bound = [f"{tp} only with --ep {_listed(eps, 'or')}" for tp, eps in legal.items() if 1 not in eps]
+    return f"legal values of --tp: {_listed(list(legal))}" + (f" ({'; '.join(bound)})" if bound else "")
+
+
+def _listed(values: list[int], last: str = "") -> str:
+    words = [str(value) for value in values]
+    if last and len(words) > 1:
+        words[-2:] = [f"{words[-2]} {last} {words[-1]}"]
+    return ", ".join(words)

@@ -35,8 +35,9 @@ def shard_vocabulary(graph: RankGraph, config: ModelConfig, mapping: Mapping) ->
     _shard_embedding(graph, rows, mapping)
     set_recipe(graph, HEAD, _own_rows(graph.recipes[HEAD], rows, mapping))
     logits = consumer_of(graph, HEAD).outputs[0]
+    whole = logits.shape  # before the cut: also what the graph returns after it
     gathered = collective_after(graph, logits, "lm_head", "all_gather", mapping, axis=-1)
-    _keep_vocabulary(graph, gathered, config.vocab)
+    _keep_vocabulary(graph, gathered, config.vocab, whole)
     return graph
 
 
@@ -96,7 +97,7 @@ def _before(graph: RankGraph, at: ir.Node, op: str, inputs: list[ir.Value], name
     return node.outputs[0]
 
 
-def _keep_vocabulary(graph: RankGraph, gathered: ir.Value, vocab: int) -> None:
+def _keep_vocabulary(graph: RankGraph, gathered: ir.Value, vocab: int, shape: ir.Shape | None) -> None:
     producer = gathered.producer()
     if producer is None:
         raise PassError("the gathered logits have no producer")
@@ -106,6 +107,6 @@ def _keep_vocabulary(graph: RankGraph, gathered: ir.Value, vocab: int) -> None:
         integers(graph, "vocabulary.last_axis", [-1]),
     ]
     node = ir.node("Slice", [gathered, *bounds], name="lm_head.vocabulary")
-    node.outputs[0].type, node.outputs[0].shape = gathered.type, gathered.shape
+    node.outputs[0].type, node.outputs[0].shape = gathered.type, shape
     redirect(graph, gathered, node.outputs[0], "lm_head.vocabulary")
     graph.model.graph.insert_after(producer, node)

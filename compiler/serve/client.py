@@ -99,6 +99,8 @@ class TritonClient:
         many = isinstance(value, (list, tuple))
         items = list(value) if many else [value]
         kind = type(items[0])
+        if name == "seed" and value >= 2**63:
+            name = "random_seed"  # the same option, as an unsigned tensor
         dtype, triton = _WIDER.get(name, (_NUMPY[kind], _TRITON[kind]))
         if kind is str:
             items = [item.encode() for item in items]

@@ -6,11 +6,17 @@ import http.client
 import json
 from typing import Any
 
+from mm2c.serve.secret import HEADER
+
 
 class Control:
-    """Every call opens its own connection. Raises OSError or HTTPException when nobody answers."""
+    """Every call opens its own connection. Raises OSError or HTTPException when nobody answers.
 
-    def __init__(self, host: str, port: int) -> None:
+    ``secret`` opens what Triton was told to keep from clients: the index, load and unload.
+    """
+
+    def __init__(self, host: str, port: int, secret: str) -> None:
+        self._headers = {HEADER: secret}
         self._host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
         self._port = port
 
@@ -39,7 +45,7 @@ class Control:
     def _call(self, method: str, path: str, timeout: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout)
         try:
-            connection.request(method, path, body=None if method == "GET" else b"{}")
+            connection.request(method, path, None if method == "GET" else b"{}", self._headers)
             answer: Any = connection.getresponse()
             return int(answer.status), bytes(answer.read())
         finally:

@@ -15,7 +15,9 @@ from mm2c.errors import UserError
 
 VARIABLE = "MM2C_TRITON"
 CONTAINER = Path("/opt/tritonserver")
-INSTALL = "pip install 'mm2c[serve]', or name one with --triton PATH or $MM2C_TRITON"
+INSTALL = (
+    "pip install '.[cpu,serve]' in the folder of mm2c's sources, or name one: --triton PATH, or $MM2C_TRITON"
+)
 WHEEL_GLIBC = (2, 35)
 
 
@@ -106,7 +108,7 @@ def _installation(root: Path, source: str) -> Installation:
             raise UserError(
                 f"this Triton has no Python stub for Python {version} (it has: {have})",
                 where=str(root),
-                remedy="run mm2c in one of those Python versions, or use another Triton with --triton",
+                remedy="run mm2c in one of those Python versions, or name another Triton: --triton PATH",
             )
         stub = beside
     libraries = [root.parents[1] / "nvidia_pytriton.libs", libpython_folder()]
@@ -119,11 +121,11 @@ def _check_wheel() -> None:
     if libc == "glibc" and tuple(int(n) for n in number.split(".")[:2]) < WHEEL_GLIBC:
         raise UserError(
             f"the embedded Triton needs glibc 2.35 or newer, this system has {number}",
-            remedy="use a newer Linux, or serve in NVIDIA's Triton container",
+            remedy="use a newer Linux, or a Triton built for this one: --triton PATH, or $MM2C_TRITON",
         )
     if int(metadata.version("numpy").split(".")[0]) >= 2:
         raise UserError(
             "the embedded Triton's Python backend dies on text tensors with numpy 2",
             where=sys.prefix,
-            remedy="pip install 'numpy<2'",
+            remedy=f"{sys.executable} -m pip install 'numpy<2'",
         )

@@ -63,5 +63,15 @@ def kill_marked(variable: str, value: str, timeout: float = 5.0) -> None:
         time.sleep(0.02)
 
 
+def ending(status: int) -> str:
+    """What an exit status says: "status 1", or "signal 11 (SIGSEGV)"."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {-status} ({signal.Signals(-status).name})"
+    except ValueError:
+        return f"signal {-status}"
+
+
 def _pids() -> list[int]:
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]

@@ -18,8 +18,10 @@ from mm2c.errors import UserError
 from mm2c.serve.control import Control
 from mm2c.serve.installation import Installation
 from mm2c.serve.ports import Ports
-from mm2c.serve.processes import kill_marked
+from mm2c.serve.processes import ending, kill_marked, stubs_of
+from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import RunDirectory
+from mm2c.serve.secret import VARIABLE, blank, new_secret, restrictions
 
 MARK = "MM2C_SERVE_RUN"  # every process below the server carries it: how orphans are found
 LOG_TAIL = 25  # lines shown when a start fails
@@ -31,7 +33,10 @@ _libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and
 
 @dataclass(frozen=True)
 class Settings:
-    """``drain``: seconds that running requests get at a stop before the server ends regardless."""
+    """``drain``: seconds that running requests get at a stop before the server ends regardless.
+
+    ``kv_tokens``: the engine's KV-cache budget; None for the bundle's own.
+    """
 
     bundle: Path
     host: str
@@ -39,6 +44,7 @@ class Settings:
     log: Path
     drain: int = 5
     verbose: bool = False
+    kv_tokens: int | None = None
 
 
 class Server:
@@ -46,14 +52,21 @@ class Server:
 
     def __init__(self, installation: Installation, run: RunDirectory, settings: Settings) -> None:
         self._installation, self._run, self._settings = installation, run, settings
-        self.control = Control(settings.host, settings.ports.http)
+        self._secret = new_secret()
+        self.control = Control(settings.host, settings.ports.http, self._secret)
         self._process: subprocess.Popen[bytes] | None = None
         self._was_ready = False
+        self._log_start = 0  # bytes that the log held before this start
+        self._environments: set[str] | None = None  # those of others; None while no start is under way
 
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        return self._settings.log
 
     def start(self) -> None:
         """Start it in a session of its own, so that Ctrl-C in a terminal reaches only the supervisor.
@@ -61,7 +74,9 @@ class Server:
         It gets SIGTERM should the calling thread end without stopping it.
         """
         self._run.gate_flag.unlink(missing_ok=True)
-        with self._settings.log.open("ab") as log:
+        self._environments = environments()
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self.command(),
                 env=self.environment(),
@@ -78,24 +93,29 @@ class Server:
     def wait_ready(self, timeout: float, tick: Callable[[], None] = lambda: None) -> None:
         """Raises UserError with the end of the log when the server ends, or ``timeout`` seconds are over."""
         end = time.monotonic() + timeout
+        blanked = False
         while not self.control.ready():
+            blanked = blanked or (bool(stubs_of(self.pid)) and blank(self.pid, self._secret))
             status = self.exit_status()
             if status is not None:
                 raise UserError(
-                    f"tritonserver ended while it started (status {status})\n{self.log_tail()}",
-                    where=str(self._settings.log),
+                    f"tritonserver ended while it started ({ending(status)})\n{self.log_tail()}",
+                    where=str(self.log),
                     remedy="its errors are above, the whole log is in that file",
                     exit_code=1,
                 )
             if time.monotonic() > end:
                 raise UserError(
                     f"tritonserver was not ready after {timeout:.0f} s\n{self.log_tail()}",
-                    where=str(self._settings.log),
+                    where=str(self.log),
                     remedy="give it longer with --start-timeout, or look into its log",
                     exit_code=1,
                 )
             tick()
             time.sleep(0.05)
+        if not blanked:
+            blank(self.pid, self._secret)
+        self._remember_environments()
         self._was_ready = True
 
     def stop(self) -> None:
@@ -119,13 +139,21 @@ class Server:
                 self._process.kill()
             self._process.wait()
         kill_marked(MARK, str(self._run.path))
-        self._run.remove_shared_memory()
+        self._remember_environments()
+        self._run.clean()
         self._run.socket.unlink(missing_ok=True)
 
+    def _remember_environments(self) -> None:
+        if self._environments is not None:
+            self._run.remember_environments(environments() - self._environments)
+            self._environments = None
+
     def log_tail(self, lines: int = LOG_TAIL) -> str:
-        """The last lines that say something: Triton's errors and what its children wrote."""
+        """The last lines since this start that say something: Triton's errors and what its children wrote."""
         try:
-            text = self._settings.log.read_text(errors="replace")
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                text = log.read().decode(errors="replace")
         except OSError:
             return ""
         return "\n".join([line for line in text.splitlines() if not _CHATTER.match(line)][-lines:])
@@ -148,18 +176,22 @@ class Server:
             f"--metrics-port={ports.metrics}",
             f"--exit-timeout-secs={settings.drain}",
             f"--log-verbose={int(settings.verbose)}",
+            *restrictions(self._secret),
         ]
 
     def environment(self) -> dict[str, str]:
         """This process's, with what the Python stub needs: it takes the first python3 on PATH as its own."""
         libraries = [str(p) for p in self._installation.libraries]
         inherited = os.environ.get("LD_LIBRARY_PATH")
+        kv_tokens = self._settings.kv_tokens
         return {
             **os.environ,
+            **({} if kv_tokens is None else {"MM2C_KV_TOKENS": str(kv_tokens)}),
             "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
             "MM2C_ENGINE_SOCKET": str(self._run.socket),
             "MM2C_TRITON_HTTP": self.control.address,
+            VARIABLE: self._secret,
             MARK: str(self._run.path),
         }
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from mm2c.errors import UserError
+from mm2c.serve.processes import ending
 from mm2c.serve.server import Server
 from mm2c.serve.stub_watch import StubWatch
 
@@ -48,7 +49,7 @@ class Supervisor:
         """Look once, and mend what is broken."""
         status = self._server.exit_status()
         if status is not None:
-            return self._replace(f"tritonserver ended by itself (status {status})")
+            return self._replace(f"tritonserver ended by itself ({ending(status)})")
         try:
             dead = self._watch.dead()
         except (OSError, http.client.HTTPException):
@@ -72,9 +73,11 @@ class Supervisor:
             raise UserError(
                 f"{why}; it is the {len(self._losses)}th loss within {CRASH_WINDOW:.0f} s, giving up\n"
                 f"{self._server.log_tail()}",
+                where=str(self._server.log),
+                remedy="its last errors are above, the whole log is in that file",
                 exit_code=1,
             )
-        self._note(f"{why}; replacing the server")
+        self._note(f"{why}; replacing the server (log: {self._server.log})")
         self._server.kill()
         self.start()
         self._note(f"ready again after {time.monotonic() - now:.1f} s")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mm2c.trace.graph import check_recipes, trace
+from mm2c.trace.graph import trace
 
-__all__ = ["check_recipes", "trace"]
+__all__ = ["trace"]

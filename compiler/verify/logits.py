@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,15 @@ class CaseResult:
     def passed(self) -> bool:
         return self.error <= TOLERANCE * self.scale and self.flips == 0
 
+    @property
+    def relative(self) -> float:
+        """``error`` in parts of ``scale``; infinite where the reference is all zero and the bundle is not."""
+        return self.error / self.scale if self.scale else (0.0 if self.error == 0 else math.inf)
+
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "relative": self.error / self.scale, "passed": self.passed}
+        """Numbers that JSON cannot hold (NaN, infinity) become null."""
+        values = {**asdict(self), "relative": self.relative, "passed": self.passed}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Trajectory:
 def prompts(vocab: int, context: int, chunk: int, rows: int, steps: int, seed: int = 0) -> list[list[int]]:
     """Ragged random prompts: one token, a few, around a chunk's border, and odd lengths in between."""
     rng = np.random.default_rng(seed)
-    room = context - steps - 1
+    room = context - steps  # the last decoded token fills the row
     wanted = [1, 7, chunk, chunk + 1, 2 * chunk + 3, 33, 5, 64, 19, 2]
     lengths = [max(1, min(length, room)) for length in (wanted * -(-rows // len(wanted)))[:rows]]
     return [rng.integers(0, vocab, length).tolist() for length in lengths]
@@ -137,13 +145,15 @@ def verify_bundle(
     rows: int,
     progress: Progress,
 ) -> list[CaseResult]:
-    """Every lowering of a bundle against the reference, in this process (ranks in lockstep)."""
+    """Every lowering of a bundle against the reference, in this process (ranks in lockstep).
+
+    ``steps`` is below the bundle's context and ``rows`` within its limit.
+    """
     from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
 
     limits = manifest.limits
-    count = min(rows, limits.max_rows)
     chunk = min(limits.prefill_chunk, 48)  # crosses chunk borders with short prompts
-    some = prompts(manifest.model.vocab, limits.context, chunk, count, steps)
+    some = prompts(manifest.model.vocab, limits.context, chunk, rows, steps)
     expected = trajectories(reference, some, steps, progress)
     results = []
     for lowering in lowerings:

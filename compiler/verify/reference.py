@@ -106,11 +106,3 @@ class Reference:
                 tokens.append(int(logits.argmax()))
                 ids = torch.tensor([[tokens[-1]]])
         return tokens, np.stack(rows)
-
-    def prompt_logits(self, prompt: list[int]) -> NDArray[np.float32]:
-        """Logits of every prompt position, f32[len(prompt), vocab]."""
-        import torch
-
-        with torch.inference_mode():
-            logits = self.model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
-        return np.asarray(logits.numpy(), dtype=np.float32)

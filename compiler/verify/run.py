@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mm2c.errors import UserError
 from mm2c.progress import Progress
 from mm2c.verify.logits import TOLERANCE, CaseResult
+from mm2c_runtime.manifest import CheckpointInfo, Limits
 from mm2c_runtime.manifest_file import read_bundle
+
+if TYPE_CHECKING:
+    from mm2c.checkpoint.locate import Located
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """``steps``: decode steps that were compared, fewer than asked for where the bundle's context is short."""
+
     bundle: str
     checkpoint: str
+    steps: int
     results: list[CaseResult]
 
     @property
@@ -26,6 +33,7 @@ class Outcome:
         return {
             "bundle": self.bundle,
             "checkpoint": self.checkpoint,
+            "steps": self.steps,
             "tolerance": TOLERANCE,
             "passed": self.passed,
             "results": [r.as_json() for r in self.results],
@@ -35,8 +43,14 @@ class Outcome:
 def verify_checkpoint(
     bundle: Path, against: str | None, lowering: str, steps: int, rows: int, progress: Progress
 ) -> Outcome:
-    """Raises BundleError where the bundle is altered, UserError where it is not of this checkpoint."""
-    from mm2c.checkpoint import Checkpoint, locate
+    """Compare every case; ``steps`` and ``rows`` are cut to what the bundle holds, with a note.
+
+    Raises:
+        BundleError: the bundle is altered.
+        UserError: it is not of this checkpoint, has no weights or no such lowering, or a context of one token.
+    """
+    from mm2c.checkpoint import Checkpoint
+    from mm2c.verify.same import check_same
 
     manifest = read_bundle(bundle)
     if manifest.checkpoint is None:
@@ -52,24 +66,55 @@ def verify_checkpoint(
             where=str(bundle),
             remedy=f"one of: all, {', '.join(known)}",
         )
-    found = locate(
-        against or manifest.checkpoint.source,
-        revision=manifest.checkpoint.revision if against is None else None,
-    )
-    checkpoint = Checkpoint.open(found.folder)
-    if checkpoint.identity() != manifest.checkpoint.identity:
-        raise UserError(
-            "the bundle was built from another checkpoint",
-            where=f"{bundle} (built from {manifest.checkpoint.source}), {found.folder}",
-            remedy="pass the checkpoint it was built from with --against, or build again",
+    steps, rows = fitting(manifest.limits, bundle, steps, rows, progress)
+    found = _located(against, manifest.checkpoint, progress)
+    with Checkpoint.open(found.folder) as checkpoint:
+        check_same(manifest, bundle, checkpoint)
+
+        from mm2c.verify.logits import verify_bundle
+        from mm2c.verify.reference import Reference
+
+        with progress.stage("loading the reference"):
+            reference = Reference(checkpoint)
+        results = verify_bundle(
+            bundle, manifest, reference, known if lowering == "all" else [lowering], steps, rows, progress
         )
+    return Outcome(str(bundle), str(found.folder), steps, results)
 
-    from mm2c.verify.logits import verify_bundle
-    from mm2c.verify.reference import Reference
 
-    with progress.stage("loading the reference"):
-        reference = Reference(checkpoint)
-    results = verify_bundle(
-        bundle, manifest, reference, known if lowering == "all" else [lowering], steps, rows, progress
-    )
-    return Outcome(str(bundle), str(found.folder), results)
+def fitting(limits: Limits, bundle: Path, steps: int, rows: int, progress: Progress) -> tuple[int, int]:
+    """Decode steps and rows that the bundle can hold: a prompt token and the steps share a row's context.
+
+    Raises:
+        UserError: a row holds one token, so that nothing can be decoded.
+    """
+    if limits.context < 2:
+        raise UserError(
+            f"the bundle's context of {limits.context} token leaves no room for a decode step",
+            where=str(bundle),
+            remedy="build it with --context 2 or more",
+        )
+    if steps >= limits.context:
+        steps = limits.context - 1
+        progress.note(
+            f"a row of this bundle holds {limits.context} tokens: {steps} decode steps are compared"
+        )
+    if rows > limits.max_rows:
+        rows = limits.max_rows
+        progress.note(f"this bundle decodes at most {rows} rows together: {rows} are compared")
+    return steps, rows
+
+
+def _located(against: str | None, source: CheckpointInfo, progress: Progress) -> Located:
+    from mm2c.checkpoint import locate
+
+    if against is not None:
+        return locate(against, progress=progress)
+    try:
+        return locate(source.source, revision=source.revision, progress=progress)
+    except UserError as error:
+        raise UserError(
+            f"the checkpoint that the bundle was built from is not at hand: {error.what}",
+            where=error.where,
+            remedy="name it with --against",
+        ) from error

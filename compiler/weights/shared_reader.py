@@ -24,16 +24,12 @@ class TensorFiles(Protocol):
 
 
 class SharedReader:
-    """The most recently used tensors stay in memory, so ranks that go through a layer together share a read.
-
-    ``bytes_read`` counts what was read of the checkpoint.
-    """
+    """The most recently used tensors stay in memory, so ranks that go through a layer together share a read."""
 
     def __init__(self, files: TensorFiles) -> None:
         self._files = files
         self._kept: OrderedDict[str, Array] = OrderedDict()
         self._kept_bytes = 0
-        self.bytes_read = 0
 
     def read_rows(self, key: str, start: int, stop: int) -> Array:
         kept = self._kept.get(key)
@@ -54,5 +50,4 @@ class SharedReader:
     def _read(self, key: str, start: int, stop: int) -> Array:
         rows = self._files.read_rows(key, start, stop)
         require_finite(key, rows, start)
-        self.bytes_read += rows.nbytes
         return rows

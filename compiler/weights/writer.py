@@ -37,13 +37,6 @@ class WrittenWeights:
     bytes: int
 
 
-def write_rank_weights(
-    recipes: dict[str, Recipe], checkpoint: TensorFiles, path: Path, progress: Progress | None = None
-) -> WrittenWeights:
-    """Write one file; see ``write_all``."""
-    return write_all([WeightJob(path, recipes)], checkpoint, progress)[0]
-
-
 def write_all(
     jobs: Sequence[WeightJob], checkpoint: TensorFiles, progress: Progress | None = None
 ) -> list[WrittenWeights]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
@@ -11,15 +12,17 @@ from typing import Any, Literal, overload
 from tokenizers import Tokenizer
 
 from mm2c_runtime.checksums import check_contents, check_sizes
-from mm2c_runtime.completion import Completion, CompletionDelta, Stream
+from mm2c_runtime.completion import Completion, Deltas, Stream
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.executors.base import Executor
-from mm2c_runtime.generation import GenerationDefaults, Preparer
+from mm2c_runtime.generation import Preparer
+from mm2c_runtime.generation_defaults import GenerationDefaults
 from mm2c_runtime.kv import RowPool
 from mm2c_runtime.manifest import Manifest
 from mm2c_runtime.manifest_file import read_manifest
+from mm2c_runtime.memory import check_memory, kv_budget
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.scheduling.scheduler import Scheduler
 
@@ -32,8 +35,11 @@ class Bundle:
     ``generate`` may be called from several threads; their requests are batched.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, lowering: str, engine: Engine) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, lowering: str, engine: Engine, *, kv_tokens: int
+    ) -> None:
         self.folder, self.manifest, self.lowering, self.engine = folder, manifest, lowering, engine
+        self.kv_tokens = kv_tokens
         self._ids = itertools.count()
 
     @classmethod
@@ -43,24 +49,31 @@ class Bundle:
         *,
         lowering: str = "fast",
         threads: int | None = None,
+        kv_tokens: int | None = None,
         verify_checksums: Checksums = "full",
     ) -> Bundle:
         """Checks the bundle and loads it. ``lowering``: "fast" or "portable"; ``threads``: CPU threads of the
-        model; ``verify_checksums``: "full" hashes every file that changed since it was last hashed, "sizes"
-        only compares sizes. Raises BundleError naming what is wrong, where, and the remedy."""
+        model; ``kv_tokens``: how many tokens, prompts and answers, all running requests may hold together
+        (default ``$MM2C_KV_TOKENS``, else every row full), a request waits until its prompt and max_tokens
+        fit; ``verify_checksums``: "full" hashes every file that changed since it was last hashed, "sizes"
+        only compares sizes. Raises BundleError naming what is wrong, where, and the remedy: also where
+        weights and KV cache do not fit into the memory that is available."""
         folder = Path(folder)
         manifest = read_manifest(folder)
         _check_servable(folder, manifest, lowering)
+        budget = kv_budget(kv_tokens, manifest.limits)
+        check_memory(folder, manifest, lowering, budget)
         if verify_checksums == "full":
             check_contents(folder, manifest.files)
         elif verify_checksums == "sizes":
             check_sizes(folder, manifest.files)
-        preparer, token_bytes = _text_side(folder, manifest)
+        preparer, token_bytes = _text_side(folder, manifest, budget)
         executor = _executor(folder, manifest, lowering, threads)
         limits = executor.limits
-        scheduler = Scheduler(RowPool(limits.max_rows, limits.context), prefill_chunk=limits.prefill_chunk)
+        pool = RowPool(limits.max_rows, limits.context, budget)
+        scheduler = Scheduler(pool, prefill_chunk=limits.prefill_chunk)
         engine = Engine(executor, scheduler, preparer, token_bytes)
-        return cls(folder, manifest, lowering, engine)
+        return cls(folder, manifest, lowering, engine, kv_tokens=budget)
 
     @overload
     def generate(
@@ -82,7 +95,7 @@ class Bundle:
         prompt: str | None = None,
         stream: Literal[True],
         **sampling: Any,
-    ) -> Iterator[CompletionDelta]: ...
+    ) -> Deltas: ...
 
     def generate(
         self,
@@ -92,12 +105,12 @@ class Bundle:
         prompt: str | None = None,
         stream: bool = False,
         **sampling: Any,
-    ) -> Completion | Iterator[CompletionDelta]:
+    ) -> Completion | Deltas:
         """Answers a conversation (OpenAI messages and tools) or continues a raw ``prompt``.
 
         ``sampling``: any request option (max_tokens, temperature, top_p, top_k, seed, stop, …); what is not
-        given comes from the bundle's generation config. With ``stream`` the deltas as they come; leaving that
-        loop early cancels the request. Raises RequestError.
+        given comes from the bundle's generation config. With ``stream`` an iterator of the deltas as they
+        come; closing it or letting go of it before its end cancels the request. Raises RequestError.
         """
         request = parse_request(
             {
@@ -122,6 +135,7 @@ class Bundle:
             "mapping": manifest.mapping.model_dump(),
             "engine": manifest.engine,
             "lowering": self.lowering,
+            "kv_tokens": self.kv_tokens,
         }
 
     def close(self) -> None:
@@ -158,7 +172,7 @@ def _check_servable(folder: Path, manifest: Manifest, lowering: str) -> None:
         )
 
 
-def _text_side(folder: Path, manifest: Manifest) -> tuple[Preparer, TokenBytes]:
+def _text_side(folder: Path, manifest: Manifest, kv_tokens: int) -> tuple[Preparer, TokenBytes]:
     from mm2c_runtime.chat import ChatTemplate, will_reason
 
     path = folder / "tokenizer.json"
@@ -173,8 +187,11 @@ def _text_side(folder: Path, manifest: Manifest) -> tuple[Preparer, TokenBytes]:
     preparer = Preparer(
         tokenizer,
         ChatTemplate.from_bundle(folder),
-        GenerationDefaults.load(folder / "generation_config.json", eos=manifest.model.eos),
+        GenerationDefaults.load(
+            folder / "generation_config.json", eos=manifest.model.eos, vocab=manifest.model.vocab
+        ),
         context=manifest.limits.context,
+        kv_tokens=kv_tokens,
         vocab=manifest.model.vocab,
         will_reason=will_reason,
     )
@@ -182,6 +199,14 @@ def _text_side(folder: Path, manifest: Manifest) -> tuple[Preparer, TokenBytes]:
 
 
 def _executor(folder: Path, manifest: Manifest, lowering: str, threads: int | None) -> Executor:
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise BundleError(
+            f"the bundle runs on ONNX Runtime, which cannot be imported: {error}",
+            where=sys.prefix,
+            remedy="pip install 'mm2c[cpu]', or `pip install '.[cpu]'` in mm2c's folder",
+        ) from None
     from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
 
     return OnnxRuntimeExecutor(folder, manifest, lowering=lowering, threads=threads)

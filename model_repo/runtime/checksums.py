@@ -81,6 +81,9 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _user_cache() -> Path:
+    """In ``$MM2C_CACHE``, else in ``mm2c`` under ``$XDG_CACHE_HOME`` or ``~/.cache``, as the compiler's."""
+    if own := os.environ.get("MM2C_CACHE"):
+        return Path(own) / "checksums"
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "mm2c" / "checksums"
 

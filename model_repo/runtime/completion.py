@@ -44,6 +44,51 @@ class CompletionDelta:
     seed: int | None = None
 
 
+class Deltas(Iterator[CompletionDelta]):
+    """Ends with the request; raises RequestError where it failed.
+
+    ``close`` cancels a request that has not ended, and so does letting go of the iterator, also of one that
+    was never begun (a generator's ``finally`` would not run then).
+    """
+
+    def __init__(self, events: queue.SimpleQueue[Event], cancel: Callable[[], None]) -> None:
+        self._events, self._cancel = events, cancel
+        self._ended = False
+
+    def __iter__(self) -> Deltas:
+        return self
+
+    def __next__(self) -> CompletionDelta:
+        while not self._ended:
+            try:
+                event = self._events.get()
+            except BaseException:  # Ctrl-C in a loop that nobody resumes
+                self.close()
+                raise
+            self._ended = event["type"] in ("finish", "error")
+            if event["type"] == "error":
+                raise RequestError(event["code"], event["message"])
+            if event["type"] in ("delta", "finish"):
+                names = CompletionDelta.__dataclass_fields__
+                return CompletionDelta(**{name: event[name] for name in names if name in event})
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancels the request where it has not ended; the iteration ends. Safe to repeat."""
+        if not self._ended:
+            self._ended = True
+            self._cancel()
+
+    def __enter__(self) -> Deltas:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Stream:
     """Events of one request, from the engine's thread to the caller's."""
 
@@ -54,21 +99,9 @@ class Stream:
     def put(self, event: Event) -> None:
         self._events.put(event)
 
-    def deltas(self) -> Iterator[CompletionDelta]:
-        """Ends with the request; raises RequestError where it failed. Leaving the loop early cancels it."""
-        ended = False
-        try:
-            while not ended:
-                event = self._events.get()
-                ended = event["type"] in ("finish", "error")
-                if event["type"] == "error":
-                    raise RequestError(event["code"], event["message"])
-                if event["type"] in ("delta", "finish"):
-                    names = CompletionDelta.__dataclass_fields__
-                    yield CompletionDelta(**{name: event[name] for name in names if name in event})
-        finally:
-            if not ended:
-                self._cancel()
+    def deltas(self) -> Deltas:
+        """To be called once."""
+        return Deltas(self._events, self._cancel)
 
     def completion(self) -> Completion:
         """Waits for the end. Raises RequestError."""

@@ -41,8 +41,11 @@ class TokenBytes:
                 remedy="build from a MiniMax-M2 checkpoint, whose tokenizer has a ByteLevel decoder",
             )
         self._tokenizer = tokenizer
-        self._special = {token["id"] for token in description.get("added_tokens", []) if token.get("special")}
-        self._known: dict[int, bytes] = {}
+        # An added token is no byte string of the alphabet: its text is its content, spaces and all.
+        self._known: dict[int, bytes] = {
+            token["id"]: b"" if token.get("special") else token["content"].encode("utf-8")
+            for token in description.get("added_tokens", [])
+        }
 
     @classmethod
     def from_file(cls, path: Path) -> TokenBytes:
@@ -56,14 +59,12 @@ class TokenBytes:
         return found
 
     def _look_up(self, token: int) -> bytes:
-        if token in self._special:
-            return b""
-        text = self._tokenizer.id_to_token(token)
-        if text is None:
+        text = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
+        if text is None:  # the model's vocabulary is padded beyond the tokenizer's
             return b""
         try:
             return bytes([_BYTES[char] for char in text])
-        except KeyError:  # an added token spelled outside the alphabet stands for itself
+        except KeyError:  # a token spelled outside the alphabet stands for itself
             return bytes(text.encode("utf-8"))
 
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from mm2c_runtime.answer import Answer, Event, FinishReason
@@ -15,7 +16,7 @@ from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine_stats import Statistics
 from mm2c_runtime.errors import Code, RequestError
 from mm2c_runtime.generation import Preparer, new_sequence
-from mm2c_runtime.options import invalid
+from mm2c_runtime.option_values import invalid
 from mm2c_runtime.parsing import MessageStream
 from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
@@ -76,7 +77,8 @@ class Engine:
     # Called from any thread
 
     def submit(self, request_id: str, request: GenerateRequest, on_event: OnEvent) -> None:
-        """Renders and tokenises here, then queues. Raises RequestError; no event follows a raise."""
+        """Renders and tokenises in the calling thread, then queues. Raises RequestError; no event follows a
+        raise."""
         generation = self.preparer.prepare(request)
         sequence = new_sequence(request_id, generation, self.preparer.vocab, now=time.monotonic())
         parser = None
@@ -141,7 +143,7 @@ class Engine:
             while self._wait():
                 self._expire()
                 self._step()
-        except Exception:
+        except BaseException:  # SystemExit too: whatever it was, the clients must hear of it
             log.exception("the engine loop failed")
             self._refuse("the engine has failed; see its log")
         self._fail_all(self._refusal or "the engine is closed")
@@ -157,28 +159,19 @@ class Engine:
                 commands, self._commands = self._commands, deque()
             for command, value in commands:
                 if command == "submit":
-                    self._start(value)
+                    self._guard(value, self._start)
                 elif (running := self._running.get(value)) is not None:
-                    self._finish(running, "cancelled")
+                    self._guard(running, lambda running: self._finish(running, "cancelled"))
             if self._running:
                 return True
 
     def _start(self, running: _Running) -> None:
         sequence = running.sequence
+        tokens, seed = len(sequence.prompt), sequence.sampling.seed
         self._running[sequence.id] = running
-        log.info(
-            "request %s: %d prompt tokens, seed %d", sequence.id, len(sequence.prompt), sequence.sampling.seed
-        )
+        log.info("request %s: %d prompt tokens, seed %d", sequence.id, tokens, seed)
         self._scheduler.add(sequence)
-        self._send(
-            running,
-            {
-                "type": "started",
-                "id": sequence.id,
-                "num_input_tokens": len(sequence.prompt),
-                "seed": sequence.sampling.seed,
-            },
-        )
+        self._send(running, {"type": "started", "id": sequence.id, "num_input_tokens": tokens, "seed": seed})
 
     def _expire(self) -> None:
         for sequence in self._scheduler.expired(time.monotonic()):
@@ -210,7 +203,7 @@ class Engine:
             outcomes = self._scheduler.apply(result)
         applied = time.perf_counter()
         for outcome in outcomes:
-            self._take(outcome)
+            self._guard(self._running[outcome.sequence.id], partial(self._take, outcome))
         self._statistics.add(
             batch,
             forward=getattr(self._executor, "forward_seconds", None),
@@ -219,8 +212,16 @@ class Engine:
             detokenise=time.perf_counter() - applied,
         )
 
-    def _take(self, outcome: Outcome) -> None:
-        running = self._running[outcome.sequence.id]
+    def _guard(self, running: _Running, act: Callable[[_Running], None]) -> None:
+        """What goes wrong with the answer of one request ends that request alone."""
+        try:
+            act(running)
+        except Exception as error:
+            log.exception("request %s failed", running.sequence.id)
+            if running.sequence.id in self._running:
+                self._error(running, "INTERNAL", f"{type(error).__name__}: {error}")
+
+    def _take(self, outcome: Outcome, running: _Running) -> None:
         if outcome.token is None:
             self._error(running, "INTERNAL", outcome.error or "the step failed")
             return
@@ -250,20 +251,23 @@ class Engine:
         )
 
     def _error(self, running: _Running, code: Code, message: str) -> None:
-        self._forget(running)
-        self._send(running, {"type": "error", "id": running.sequence.id, "code": code, "message": message})
+        event = {"type": "error", "id": running.sequence.id, "code": code, "message": message}
+        try:
+            self._forget(running)
+        finally:  # its client hears of the end whatever state the scheduler is in
+            self._send(running, event)
 
     def _forget(self, running: _Running) -> None:
-        self._scheduler.remove(running.sequence)
         del self._running[running.sequence.id]
         with self._changed:
             self._ids.discard(running.sequence.id)
             self._changed.notify_all()
+        self._scheduler.remove(running.sequence)
 
     def _send(self, running: _Running, event: Event) -> None:
         try:
             running.on_event(event)
-        except Exception:
+        except BaseException:  # a listener is a stranger's code and this thread serves everybody
             log.exception("the listener of request %s failed", running.sequence.id)
             if running.sequence.id in self._ids:
                 self.cancel(running.sequence.id)
@@ -279,4 +283,9 @@ class Engine:
             if command == "submit":
                 self._running[value.sequence.id] = value
         for running in list(self._running.values()):
-            self._error(running, "UNAVAILABLE", reason)
+            try:
+                self._error(running, "UNAVAILABLE", reason)
+            except (
+                Exception
+            ):  # a scheduler that was left in the middle of a step refuses; the others are told
+                log.exception("request %s was not taken back", running.sequence.id)

@@ -12,8 +12,9 @@ class RequestError(Exception):
 
     def __init__(self, code: Code, message: str) -> None:
         self.code: Code = code
-        self.message = message
-        super().__init__(f"{code}: {message}")
+        # a request's own text may be quoted, and not all text can be sent back
+        self.message = message.encode("utf-8", "backslashreplace").decode("utf-8")
+        super().__init__(f"{code}: {self.message}")
 
 
 class BundleError(Exception):

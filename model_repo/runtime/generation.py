@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
-from mm2c_runtime.errors import BundleError
-from mm2c_runtime.options import invalid
+from mm2c_runtime.generation_defaults import GenerationDefaults
+from mm2c_runtime.json_input import check_text
+from mm2c_runtime.option_values import invalid
 from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.scheduling.allowed import AllowedTokens
 from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.step import SamplingParams
+
+LONG_TEXT = 4096  # characters from which tokenising lets go of Python's lock, so that steps go on meanwhile
 
 
 class Template(Protocol):
@@ -30,46 +30,6 @@ class Template(Protocol):
         add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """What ``generation_config.json`` says where a request is silent."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    eos: frozenset[int] = frozenset()
-    max_tokens: int | None = None
-
-    @classmethod
-    def load(cls, path: Path, *, eos: Iterable[int] = ()) -> GenerationDefaults:
-        """Reads the file; a missing one or a missing key leaves sampling unfiltered. ``eos`` is used where
-        the file names none. ``do_sample: false`` is temperature 0."""
-        config: dict[str, Any] = {}
-        if path.exists():
-            try:
-                config = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise BundleError(
-                    f"not valid JSON: {error}", where=str(path), remedy="build the bundle again"
-                ) from None
-
-        def value(name: str, default: Any) -> Any:
-            return default if config.get(name) is None else config[name]
-
-        named = value("eos_token_id", list(eos))
-        return cls(
-            temperature=0.0 if config.get("do_sample") is False else float(value("temperature", 1.0)),
-            top_k=int(value("top_k", 0)),
-            top_p=float(value("top_p", 1.0)),
-            min_p=float(value("min_p", 0.0)),
-            repetition_penalty=float(value("repetition_penalty", 1.0)),
-            eos=frozenset([named] if isinstance(named, int) else named),
-            max_tokens=config.get("max_new_tokens"),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +55,10 @@ class Generation:
 
 
 class Preparer:
-    """Renders, tokenises and resolves defaults. Safe to call from several threads."""
+    """Renders, tokenises and resolves defaults. Safe to call from several threads, as ``template`` must be.
+
+    ``kv_tokens``: the KV budget that a prompt and its answer must fit into, where it is smaller than the context.
+    """
 
     def __init__(
         self,
@@ -104,21 +67,25 @@ class Preparer:
         defaults: GenerationDefaults,
         *,
         context: int,
+        kv_tokens: int | None = None,
         vocab: int,
         will_reason: Callable[[str], bool],
     ) -> None:
         self.tokenizer, self.template, self.defaults = tokenizer, template, defaults
         self.context, self.vocab = context, vocab
+        self._room = context if kv_tokens is None else min(context, kv_tokens)
         self._will_reason = will_reason
-        self._rendering = threading.Lock()  # a template counts its steps in one place
 
     def prepare(self, request: GenerateRequest) -> Generation:
         """Raises RequestError INVALID_ARGUMENT where the prompt or an id does not fit this model."""
         options, defaults = request.options, self.defaults
         text = self._prompt_text(request)
-        prompt = self.tokenizer.encode(text, add_special_tokens=False).ids
+        check_text("the prompt", text)
+        prompt = self._encode(text)
         if not prompt:
             raise invalid("the prompt has no tokens")
+        if max(prompt) >= self.vocab:
+            raise invalid(f"the prompt has token {max(prompt)}; the model's vocabulary has {self.vocab}")
         end = defaults.eos if options.end_id is None else frozenset([options.end_id])
         stop_tokens = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end)
         for name, ids in (("stop_token_ids", options.stop_token_ids), ("end_id", end)):
@@ -161,21 +128,26 @@ class Preparer:
             return request.text_input
         assert request.messages is not None
         tools = list(request.tools) if request.tools else None
-        with self._rendering:
-            return self.template.render(
-                list(request.messages), tools, add_generation_prompt=True, **request.template_options
-            )
+        return self.template.render(
+            list(request.messages), tools, add_generation_prompt=True, **request.template_options
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        if len(text) < LONG_TEXT:
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self.tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
 
     def _max_tokens(self, prompt: int, asked: int | None) -> int:
-        left = self.context - prompt
+        what = "context" if self._room == self.context else "KV budget (kv_tokens)"
+        left = self._room - prompt
         if left < 1:
-            raise invalid(f"the prompt has {prompt} tokens; the context holds {self.context} with the answer")
+            raise invalid(f"the prompt has {prompt} tokens; the {what} holds {self._room} with the answer")
         if asked is None:
             return min(left, self.defaults.max_tokens or left)
         if asked > left:
             raise invalid(
-                f"max_tokens: {asked} with a prompt of {prompt} tokens is more than the context of "
-                f"{self.context}; at most {left}"
+                f"max_tokens: {asked} with a prompt of {prompt} tokens is more than the {what} of "
+                f"{self._room}; at most {left}"
             )
         return asked
 
@@ -184,8 +156,8 @@ class Preparer:
         spelled = []
         for word in words:
             for text in {word, " " + word.lstrip()}:
-                ids = tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
-                if ids:
+                ids = tuple(self._encode(text))
+                if ids and max(ids) < self.vocab:  # a token that cannot be sampled needs no ban
                     spelled.append(ids)
         return tuple(dict.fromkeys(spelled))
 

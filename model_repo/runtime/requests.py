@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mm2c_runtime.options import Options, invalid, parse_options, scalar
+from mm2c_runtime.json_input import check_json, check_text, load_json
+from mm2c_runtime.option_values import invalid, scalar
+from mm2c_runtime.options import Options, parse_options
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant", "tool", "developer")
 _CONTENT = ("text_input", "messages", "tools", "chat_template_kwargs")
-_RESERVED = ("messages", "tools", "add_generation_prompt", "clean")  # what ``render`` is given by the engine
+# What ``render`` is given by the engine, and what templates call.
+_RESERVED = frozenset(
+    ("self", "messages", "tools", "add_generation_prompt", "clean", "raise_exception", "strftime_now")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,13 @@ def parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
     ``messages`` and ``tools`` are lists of objects or JSON strings of such lists.
     Raises RequestError INVALID_ARGUMENT with the reason; every name is either used or refused.
     """
+    try:
+        return _parse_request(fields)
+    except RecursionError:
+        raise invalid("the request is nested too deeply") from None
+
+
+def _parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
     given = {name: value for name, value in fields.items() if value is not None}
     text, messages = given.get("text_input"), given.get("messages")
     if (text is None) == (messages is None):
@@ -44,15 +56,16 @@ def parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
     parse = options.parse if options.parse is not None else messages is not None
     tools = _tools(given["tools"]) if "tools" in given else None
     template_options = _object("chat_template_kwargs", given.get("chat_template_kwargs", {}))
-    for name in _RESERVED:
-        if name in template_options:
-            raise invalid(f'chat_template_kwargs: "{name}" is reserved')
+    for name in template_options:
+        if name in _RESERVED:
+            raise invalid(f'chat_template_kwargs: "{name}" is reserved for the template itself')
     if text is not None:
         text = scalar("text_input", text)
         if not isinstance(text, str):
             raise invalid("text_input: a string is expected")
         if not text:
             raise invalid("text_input: is empty")
+        check_text("text_input", text)
         if tools and not parse:
             raise invalid("tools: have no effect on a raw text_input; send messages, or parse=true")
         if template_options:
@@ -73,10 +86,8 @@ def _json(name: str, value: Any) -> Any:
     if isinstance(value, bytes):
         value = scalar(name, value)
     if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise invalid(f"{name}: not valid JSON ({error})") from None
+        value = load_json(name, value)
+    check_json(name, value)
     return value
 
 
@@ -150,6 +161,7 @@ def _check_calls(where: str, role: str, calls: Any) -> None:
                 raise invalid(
                     f"{where}.tool_calls[{index}]: arguments are not valid JSON ({error})"
                 ) from None
+            check_json(f"{where}.tool_calls[{index}].arguments", arguments)
         if arguments not in (None, "") and not isinstance(arguments, dict):
             raise invalid(
                 f"{where}.tool_calls[{index}]: arguments must be a JSON object, not {_kind(arguments)}"
@@ -157,7 +169,9 @@ def _check_calls(where: str, role: str, calls: Any) -> None:
 
 
 def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
-    if isinstance(value, (str, bytes)) and not value.strip():
+    if isinstance(value, (list, tuple)) and len(value) == 1 and not isinstance(value[0], dict):
+        value = scalar("tools", value)
+    if isinstance(value, (str, bytes)) and value.strip() in ("", "null", b"", b"null"):
         return None
     tools = _list("tools", value)
     for index, tool in enumerate(tools):

@@ -20,6 +20,12 @@ from typing import Any
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 sys.path.insert(0, str(FIXTURES))
+TARGETS = {  # seconds and MiB at most
+    "demo tp4, empty cache": (60, 2048),
+    "demo tp4, same output again": (3, 2048),
+    "demo tp4, other output, cached": (3, 2048),
+    "M2.7 geometry tp4, --config-only": (180, 3072),
+}
 MM2C = str(Path(sys.executable).with_name("mm2c"))
 
 
@@ -76,7 +82,12 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     for name, row in rows.items():
-        print(f"{name:36} {row['seconds']:7.1f} s   peak {row['peak_mib']:7.0f} MiB")
+        seconds, mib = TARGETS[name]
+        met = "met" if row["seconds"] <= seconds and row["peak_mib"] <= mib else "MISSED"
+        print(
+            f"{name:36} {row['seconds']:7.1f} s   peak {row['peak_mib']:7.0f} MiB   "
+            f"(target {seconds} s, {mib} MiB: {met})"
+        )
 
 
 if __name__ == "__main__":

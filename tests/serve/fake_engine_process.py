@@ -4,7 +4,7 @@ tested.
 A fake bundle carries this file as ``mm2c_runtime/server/process.py``; everything else in it is real. A prompt
 P gives the tokens "P0 P1 P2 …", ``max_tokens`` of them (16), one each 10 ms for every request. With messages
 it thinks first; with tools it then calls the first one. The prompt CENSUS is answered with the number of
-requests running.
+requests running, and REFUSED is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mm2c_runtime.requests import parse_request
 from mm2c_runtime.server.protocol import VERSION, Reader, check_hello, encode
 
 CENSUS = "how many requests?"
+REFUSED = "refuse this"
 STEP_SECONDS = float(os.environ.get("MM2C_FAKE_STEP", "0.01"))
 
 Event = dict[str, Any]
@@ -70,6 +71,8 @@ class Client:
     def _submit(self, id: str, fields: dict[str, Any]) -> None:
         try:
             parse_request(fields)
+            if REFUSED in fields.get("messages", ""):
+                raise RequestError("INVALID_ARGUMENT", "this is refused")
         except RequestError as error:
             self.send({"type": "error", "id": id, "code": error.code, "message": error.message})
             return

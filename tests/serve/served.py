@@ -28,8 +28,8 @@ class Served:
     """`mm2c serve BUNDLE` on free ports, from READY until ``stop``."""
 
     def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
-        self.errors = folder / "serve.err"
-        command = [MM2C, "serve", str(bundle), "--json", "--log", str(folder / "triton.log"), "--drain", "2"]
+        self.errors, self.log = folder / "serve.err", folder / "triton.log"
+        command = [MM2C, "serve", str(bundle), "--json", "--log", str(self.log), "--drain", "2"]
         command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *options]
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -44,6 +44,21 @@ class Served:
         """The exit status after Ctrl-C (or another signal)."""
         self.process.send_signal(number)
         return self.process.wait(30)
+
+    def story(self) -> str:
+        """How it is now, what the supervisor said, and the end of Triton's log without its information."""
+        status = self.process.poll()
+        said = [line for line in self.log.read_text(errors="replace").splitlines() if line[:1] not in "I|+"]
+        return "\n".join(
+            [
+                "the supervisor runs" if status is None else f"the supervisor ended with status {status}",
+                f"/v2/health/ready says {self.ready()}",
+                "--- stderr of mm2c serve",
+                self.errors.read_text(),
+                f"--- {self.log}",
+                *said[-40:],
+            ]
+        )
 
     def ready(self) -> int:
         """Status of /v2/health/ready; 0 where nobody answers."""
@@ -113,6 +128,7 @@ class Stream:
 
     def __init__(self, url: str, fields: dict[str, Any], outputs: tuple[str, ...] = ()) -> None:
         self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._ended = False
         self._client = grpc.InferenceServerClient(url)
         self._client.start_stream(
             lambda result, error: self._answers.put((result, error)), headers={"triton_grpc_error": "true"}
@@ -131,11 +147,13 @@ class Stream:
             while True:
                 result, error = self._answers.get(timeout=30)
                 if error is not None:
+                    self._ended = True
                     raise error
                 response = result.get_response()
+                self._ended = response.parameters["triton_final_response"].bool_param
                 if response.outputs:
                     yield {output.name: _value(result, output.name) for output in response.outputs}
-                if response.parameters["triton_final_response"].bool_param:
+                if self._ended:
                     return
         finally:
             self.close()
@@ -155,7 +173,7 @@ class Stream:
         self._client.stop_stream(cancel_requests=True)
 
     def close(self) -> None:
-        self.cancel()  # closing alone waits for the stream's end
+        self._client.stop_stream(cancel_requests=not self._ended)
         self._client.close()
 
 

@@ -58,9 +58,40 @@ def test_conversation_with_commands(fake_server: Served, tools: str) -> None:
 
 
 def test_a_refused_question_does_not_end_the_conversation(fake_server: Served) -> None:
-    done = _chat("--url", fake_server.grpc, "--max-tokens", "0", said="hi\n/quit\n")
+    done = _chat("--url", fake_server.grpc, said="refuse this\nhi\n/quit\n")
     assert done.returncode == 0
-    assert "INVALID_ARGUMENT: max_tokens: 0" in done.stderr
+    assert "INVALID_ARGUMENT: this is refused" in done.stderr
+    assert "Hello there" in done.stdout
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_question_asked_once_and_refused_ends_with_status_1(
+    fake_server: Served, form: tuple[str, ...]
+) -> None:
+    done = _chat("--url", fake_server.grpc, "-m", "refuse this", *form)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "INVALID_ARGUMENT: this is refused" in done.stderr
+
+
+def test_every_sampling_option_is_accepted(fake_server: Served) -> None:
+    given = {
+        "max-tokens": "9", "temperature": "0.7", "top-p": "0.9", "top-k": "5", "min-p": "0.1",
+        "repetition-penalty": "1.1", "presence-penalty": "0.5", "frequency-penalty": "-0.5",
+        "seed": str(2**64 - 1), "stop": "x",
+    }  # fmt: skip
+    flags = [word for name, value in given.items() for word in (f"--{name}", value)]
+    done = _chat("--url", fake_server.grpc, "-m", "Hello", *flags)
+    assert (done.returncode, done.stdout) == (0, "I think.\nHello there\n"), done.stderr
+
+
+def test_bad_tools_do_not_end_the_conversation(fake_server: Served, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text('[{"function": 3}]')
+    done = _chat("--url", fake_server.grpc, said=f"/tools {bad}\n/tools {tmp_path}\nhi\n")
+    assert done.returncode == 0
+    assert "tools[0]" in done.stderr
+    assert "the tools cannot be read" in done.stderr
+    assert "Hello there" in done.stdout
 
 
 def test_nobody_answers() -> None:
@@ -77,6 +108,7 @@ def test_nobody_answers() -> None:
         (("-m", "x", "--tool-result", "oops"), "a tool result is NAME=TEXT"),
         (("-m", "x", "--tools", "/nowhere.json"), "the tools cannot be read"),
         (("-m", "x", "--local", "/nowhere"), "no bundle here"),
+        (("-m", "x", "--max-tokens", "0"), "0 is not allowed; it must be at least 1"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], reason: str) -> None:

@@ -25,6 +25,9 @@ def _serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
 def test_port_in_use(fake_bundle: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -46,7 +49,7 @@ def test_triton_not_where_it_is_said_to_be(fake_bundle: Path, tmp_path: Path) ->
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    done = _serve(str(tmp_path), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    done = _serve(str(tmp_path), *FREE_PORTS)
     assert done.returncode == 2
     assert "manifest.json" in done.stderr
 
@@ -58,7 +61,7 @@ def test_altered_bundle(fake_bundle: Path, tmp_path: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"] = {"config.json": {"sha256": "0" * 64, "bytes": 2}}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    done = _serve(str(bundle), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    done = _serve(str(bundle), *FREE_PORTS)
     assert done.returncode == 2
     assert "config.json was altered" in done.stderr
 
@@ -73,8 +76,7 @@ def broken_engine(fake_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_engine_that_does_not_start(broken_engine: Path, tmp_path: Path) -> None:
-    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
-    done = _serve(str(broken_engine), *ports, "--log", str(tmp_path / "log"))
+    done = _serve(str(broken_engine), *FREE_PORTS, "--log", str(tmp_path / "log"))
     assert done.returncode == 1
     assert "the weights are missing" in done.stderr
     assert str(tmp_path / "log") in done.stderr.replace("\n", "")
@@ -94,3 +96,33 @@ def test_ctrl_c_while_starting(fake_bundle: Path, tmp_path: Path) -> None:
     starting.send_signal(signal.SIGINT)
     assert starting.wait(10) == 130
     assert not list(Path("/dev/shm").glob(f"mm2c_serve_{starting.pid}_*"))
+
+
+@pytest.mark.parametrize("name", ["", "none/log"])
+def test_a_log_that_cannot_be_written(fake_bundle: Path, tmp_path: Path, name: str) -> None:
+    log = tmp_path / name
+    done = _serve(str(fake_bundle), *FREE_PORTS, "--log", str(log))
+    assert done.returncode == 2
+    assert "the log cannot be written" in done.stderr
+    assert f"--log {log}" in done.stderr
+    assert "starting tritonserver" not in done.stderr
+
+
+def test_a_log_is_added_to_and_the_error_quotes_this_start_only(broken_engine: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("E1 an error of yesterday\n")
+    done = _serve(str(broken_engine), *FREE_PORTS, "--log", str(log))
+    assert done.returncode == 1
+    assert log.read_text().startswith("E1 an error of yesterday\n")
+    assert "the weights are missing" in log.read_text()
+    assert "yesterday" not in done.stderr
+
+
+def test_kv_tokens_reach_the_engine(fake_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(fake_bundle, bundle)
+    process = bundle / "runtime" / "mm2c_runtime" / "server" / "process.py"
+    process.write_text("import os, sys; sys.exit('told: ' + os.environ['MM2C_KV_TOKENS'])")
+    done = _serve(str(bundle), *FREE_PORTS, "--log", str(tmp_path / "log"), "--kv-tokens", "4096")
+    assert done.returncode == 1
+    assert "told: 4096" in done.stderr

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from mm2c_runtime.chat.plain import plain
 from mm2c_runtime.errors import RequestError
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant", "tool", "developer")
 # The names under which clients return reasoning, the template's own first.
 REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -36,6 +36,22 @@ def clean_messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, (list, tuple)) or not messages:
         _refuse("messages must be a list of at least one message")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(plain(messages, "messages"))]
+
+
+def instructions_first(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages for a template that knows no ``developer``, OpenAI's newer name of ``system``.
+
+    Such messages become system messages; where the conversation begins with several of either name, they are
+    one, since templates read the first alone.
+    """
+    if not any(message["role"] == "developer" for message in messages):
+        return messages
+    renamed = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
+    leading = next((i for i, one in enumerate(renamed) if one["role"] != "system"), len(renamed))
+    if leading < 2:
+        return renamed
+    content = "\n\n".join(one["content"] for one in renamed[:leading] if one["content"])
+    return [{**renamed[0], "content": content}, *renamed[leading:]]
 
 
 def clean_tools(tools: Any) -> list[dict[str, Any]] | None:
@@ -81,7 +97,7 @@ def _part(part: Any, where: str) -> str:
         return part
     if not isinstance(part, dict):
         _refuse(f"{where} must be a string or an object with a type")
-    if part.get("type") not in _TEXT_PARTS:
+    if part.get("type", "text") not in _TEXT_PARTS:
         _refuse(f"{where} has type {json.dumps(part.get('type'))}; this model reads text only")
     if not isinstance(part.get("text"), str):
         _refuse(f"{where}.text must be a string")

@@ -8,7 +8,12 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from mm2c_runtime.chat.history import clean_messages, clean_tools, name_reasoning
+from mm2c_runtime.chat.history import (
+    clean_messages,
+    clean_tools,
+    instructions_first,
+    name_reasoning,
+)
 from mm2c_runtime.chat.plain import plain
 from mm2c_runtime.chat.sandbox import TemplateEnvironment
 from mm2c_runtime.errors import BundleError, RequestError
@@ -28,6 +33,7 @@ class ChatTemplate:
     def __init__(self, source: str, variables: dict[str, str] | None = None, *, where: str = "") -> None:
         self._environment = TemplateEnvironment()
         self._variables = dict(variables or {})
+        self._knows_developer = '"developer"' in source or "'developer'" in source
         try:
             self._template = self._environment.from_string(source)
         except TemplateSyntaxError as error:
@@ -72,6 +78,8 @@ class ChatTemplate:
         """
         if clean:
             conversation, definitions = clean_messages(messages), clean_tools(tools)
+            if not self._knows_developer:
+                conversation = instructions_first(conversation)
         else:
             conversation, definitions = plain(messages, "messages"), plain(tools, "tools")
             if not isinstance(conversation, list) or not all(isinstance(one, dict) for one in conversation):

@@ -43,13 +43,23 @@ class LinearCache:
             name: np.frombuffer(self._memory, np.float32, count, index * block).reshape(shape)
             for index, name in enumerate(names)
         }
-        self.rows, self.context = rows, context
+        self.rows, self.context, self._block = rows, context, block
         self.bytes_per_token = 4 * spec.kv_heads * spec.head_dim * len(names)
 
     def copy(self, move: RowCopy) -> None:
         """Copy the first ``move.length`` positions of every layer."""
         for block in self.blocks.values():
             block[move.target, :, : move.length] = block[move.source, :, : move.length]
+
+    def drop(self, row: int) -> None:
+        """Give the memory of a row that holds no sequence back; it reads as zeros from then on. Pages that it
+        shares with a neighbour stay."""
+        for index, block in enumerate(self.blocks.values()):
+            begin = index * self._block + row * block[0].nbytes
+            first = -(-begin // _PAGE) * _PAGE
+            size = (begin + block[0].nbytes) // _PAGE * _PAGE - first
+            if size > 0:
+                self._memory.madvise(mmap.MADV_DONTNEED, first, size)
 
     def clear(self, row: int, length: int) -> None:
         """Zero the first ``length`` positions: a NaN left behind would spoil the row's next user, because a

@@ -104,9 +104,12 @@ class OnnxRuntimeExecutor:
     def _forward(self, batch: StepBatch) -> NDArray[np.float32]:
         """The logits in the plan's own memory, valid until the next step."""
         width = self._check(batch)
-        for copy in batch.copies:
-            for cache in self._caches:
+        for cache in self._caches:
+            for released in batch.released:
+                cache.drop(released)
+            for copy in batch.copies:
                 cache.copy(copy)
+                cache.drop(copy.source)  # so that no more memory is held than tokens
         rows = batch.rows
         ids = np.zeros((len(rows), width), np.int64)
         for index, row in enumerate(rows):

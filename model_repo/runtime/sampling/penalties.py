@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from mm2c_runtime.step import SamplingParams
 
+_F32 = np.finfo(np.float32)
+
 
 class PenaltyHistory:
     """The ids of one row so far: which occurred at all, and how often the model generated each."""
@@ -46,13 +48,24 @@ class PenaltyHistory:
         ids = self._ids[: len(self._slot)]
         values = logits[ids]
         if params.repetition_penalty != 1.0:
-            penalty = np.float32(params.repetition_penalty)
-            values = np.where(values < 0, values * penalty, values / penalty)
+            values = _repeated(values, params.repetition_penalty)
         if params.frequency_penalty or params.presence_penalty:
             counts = self._generated[: len(self._slot)].astype(np.float32)
             values -= np.float32(params.frequency_penalty) * counts
             values -= np.float32(params.presence_penalty) * (counts > 0)
         logits[ids] = values
+
+
+def _repeated(values: NDArray[np.float32], penalty: float) -> NDArray[np.float32]:
+    """In f32 as transformers; a penalty so extreme that it leaves f32 gives the largest f32, not inf or NaN."""
+    with np.errstate(over="ignore"):
+        if _F32.tiny <= penalty <= _F32.max:
+            factor = np.float32(penalty)
+            changed = np.where(values < 0, values * factor, values / factor)
+        else:
+            wide = values.astype(np.float64)
+            changed = np.where(wide < 0, wide * penalty, wide / penalty)
+    return np.asarray(np.clip(changed, _F32.min, _F32.max), np.float32)
 
 
 def penalises(params: SamplingParams) -> bool:

@@ -68,12 +68,19 @@ class Scheduler:
             self._decoding.remove(sequence)
         else:
             return self._waiting.remove(sequence.id) is sequence
-        self._released.append(sequence.row)
+        self._released.append(self._withdraw(sequence.row))
         move = self.pool.release(sequence.row)
         if move is not None:
             self._move(move)
         sequence.row = -1
         return True
+
+    def _withdraw(self, row: int) -> int:
+        """Calls off the copies that were to move the sequence of ``row``; the row that it is in until then."""
+        for place in reversed(range(len(self._copies))):
+            if self._copies[place].target == row:
+                row = self._copies.pop(place).source
+        return row
 
     def _move(self, copy: RowCopy) -> None:
         """Every copy moves the sequence in its source row."""

@@ -72,7 +72,7 @@ class EngineClient:
         message = {"type": "submit", "id": id, "fields": fields}
         try:
             frame = encode(message)
-        except (TypeError, ValueError, ConnectionError) as error:
+        except (TypeError, ValueError, ConnectionError, RecursionError) as error:
             raise RequestError("INVALID_ARGUMENT", f"the request cannot be sent: {error}") from None
         with self._state:
             if not self._connected:

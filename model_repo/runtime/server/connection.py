@@ -11,7 +11,7 @@ from typing import Any
 from mm2c_runtime.answer import Event
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.requests import parse_request
+from mm2c_runtime.server.intake import Intake
 from mm2c_runtime.server.outgoing import Outgoing
 from mm2c_runtime.server.protocol import Message, Reader, check_hello, encode
 
@@ -27,11 +27,12 @@ class Connection:
         stream: socket.socket,
         number: int,
         engine: Engine,
+        intake: Intake,
         hello: Message,
         on_shutdown: Callable[[], None],
         on_closed: Callable[[Connection], None],
     ) -> None:
-        self._stream, self._engine, self._number = stream, engine, number
+        self._stream, self._engine, self._intake, self._number = stream, engine, intake, number
         self._hello, self._on_shutdown, self._on_closed = hello, on_shutdown, on_closed
         self._outgoing = Outgoing()
         self._lock = threading.Lock()
@@ -69,7 +70,7 @@ class Connection:
         if kind == "submit":
             self._submit(str(message.get("id")), message.get("fields"))
         elif kind == "cancel":
-            self._engine.cancel(self._inner(str(message.get("id"))))
+            self._intake.cancel(self._inner(str(message.get("id"))))
         elif kind == "stats":
             self._outgoing.put({"type": "stats", "tag": message.get("tag"), "stats": self._engine.stats()})
         elif kind == "ping":
@@ -82,23 +83,17 @@ class Connection:
     def _submit(self, request_id: str, fields: Any) -> None:
         with self._lock:
             known = request_id in self._live
-            self._live.add(request_id)
-        try:
-            if known:
-                raise RequestError("INVALID_ARGUMENT", f"a request with id {request_id} is already running")
-            if not isinstance(fields, dict):
-                raise RequestError("INVALID_ARGUMENT", "fields: an object is expected")
-            self._engine.submit(self._inner(request_id), parse_request(fields), self._listener(request_id))
-        except RequestError as error:
-            self._refuse(request_id, error, ended=not known)
-        except Exception as error:  # a bug met by one request must not end the others
-            log.exception("request %s failed before it started", request_id)
-            self._refuse(request_id, RequestError("INTERNAL", f"{type(error).__name__}: {error}"), ended=True)
+            if isinstance(fields, dict):
+                self._live.add(request_id)
+        if known:
+            self._refuse(request_id, f"a request with id {request_id} is already running")
+        elif not isinstance(fields, dict):
+            self._refuse(request_id, "fields: an object is expected")
+        else:
+            self._intake.submit(self._inner(request_id), fields, self._listener(request_id))
 
-    def _refuse(self, request_id: str, error: RequestError, *, ended: bool) -> None:
-        if ended:
-            with self._lock:
-                self._live.discard(request_id)
+    def _refuse(self, request_id: str, reason: str) -> None:
+        error = RequestError("INVALID_ARGUMENT", reason)
         self._outgoing.put({"type": "error", "id": request_id, "code": error.code, "message": error.message})
 
     def _listener(self, request_id: str) -> Callable[[Event], None]:
@@ -118,7 +113,7 @@ class Connection:
         with self._lock:
             live = list(self._live)
         for request_id in live:
-            self._engine.cancel(self._inner(request_id))
+            self._intake.cancel(self._inner(request_id))
 
     def _write(self) -> None:
         try:

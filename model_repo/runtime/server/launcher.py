@@ -30,10 +30,13 @@ class EngineProcess:
         *,
         lowering: str = "fast",
         threads: int | None = None,
+        kv_tokens: int | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
         self.socket_path = socket_path
-        self._command = list(command) if command is not None else _command(bundle_dir, lowering, threads)
+        self._command = (
+            list(command) if command is not None else _command(bundle_dir, lowering, threads, kv_tokens)
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -114,9 +117,12 @@ class EngineProcess:
         return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
 
 
-def _command(bundle_dir: str, lowering: str, threads: int | None) -> list[str]:
+def _command(bundle_dir: str, lowering: str, threads: int | None, kv_tokens: int | None) -> list[str]:
     command = [_python(), "-m", "mm2c_runtime.server.process", "--bundle", bundle_dir, "--lowering", lowering]
-    return command if threads is None else [*command, "--threads", str(threads)]
+    for name, value in (("--threads", threads), ("--kv-tokens", kv_tokens)):
+        if value is not None:
+            command += [name, str(value)]
+    return command
 
 
 def _python() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.server.connection import Connection
+from mm2c_runtime.server.intake import Intake
 from mm2c_runtime.server.protocol import MAX_PATH, VERSION, Message, remove_stale
 
 log = logging.getLogger("mm2c.server")
@@ -30,6 +31,7 @@ class Listener:
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._socket = _bind(path)
+        self._intake = Intake(engine)
         self._thread = threading.Thread(target=self._accept, name="mm2c-accept", daemon=True)
         self._thread.start()
 
@@ -45,6 +47,7 @@ class Listener:
     def close(self) -> None:
         """Sends every client what is queued for it and ends."""
         self.stop_accepting()
+        self._intake.close()
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
@@ -57,7 +60,13 @@ class Listener:
             except OSError:
                 return
             connection = Connection(
-                stream, number, self._engine, self._hello, self._on_shutdown, self._forget
+                stream,
+                number,
+                self._engine,
+                self._intake,
+                self._hello,
+                self._on_shutdown,
+                self._forget,
             )
             with self._lock:
                 self._connections.add(connection)

@@ -79,6 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lowering", default="fast", choices=["fast", "portable"])
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of the model")
     parser.add_argument(
+        "--kv-tokens",
+        type=int,
+        default=None,
+        help="tokens of KV cache (default $MM2C_KV_TOKENS, else all rows)",
+    )
+    parser.add_argument(
         "--checksums", default="full", choices=["sizes", "full"], help="what to check at start"
     )
     parser.add_argument("--parent", type=int, default=None, help=argparse.SUPPRESS)
@@ -95,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.bundle,
             lowering=options.lowering,
             threads=options.threads,
+            kv_tokens=options.kv_tokens,
             verify_checksums=options.checksums,
         )
         serve(bundle.engine, options.socket, bundle.describe())

@@ -56,7 +56,7 @@ class Reader:
             return None
         try:
             message = json.loads(body.decode("utf-8", "surrogatepass"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProtocolError(f"a frame is not JSON: {error}") from None
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             raise ProtocolError("a frame is not an object with a type")

@@ -14,24 +14,43 @@ RETRY_SECONDS = 0.1
 
 
 class EngineLink:
-    """``on_event`` and ``on_lost`` are called from the client's reader thread and must not block."""
+    """``on_event``, ``on_failed`` and ``on_down`` are called from the client's reader thread and must not
+    block.
+
+    ``on_failed(ids)``: the requests that were in flight on a connection that broke. ``on_down()``: it was
+    the present connection, so there is no engine now. The late end of an earlier connection fails that
+    connection's requests alone, and is no reason to start a new engine.
+    """
 
     def __init__(
-        self, socket: Path, on_event: Callable[[dict[str, Any]], None], on_lost: Callable[[], None]
+        self,
+        socket: Path,
+        on_event: Callable[[dict[str, Any]], None],
+        on_failed: Callable[[list[str]], None],
+        on_down: Callable[[], None],
     ) -> None:
         self._socket = socket
-        self._on_event = on_event
-        self._on_lost = on_lost
+        self._on_event, self._on_failed, self._on_down = on_event, on_failed, on_down
         self._client: EngineClient | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards _client, and the order of connecting, losing and closing
         self._closed = threading.Event()
 
     def connect(self, timeout: float) -> None:
-        """Raises OSError when no engine answers within ``timeout`` seconds."""
-        client = EngineClient(str(self._socket), self._on_event, self._lost)
+        """Raises OSError when no engine answers within ``timeout`` seconds, or it goes away meanwhile."""
+        lost = threading.Event()
+
+        def on_disconnect(ids: list[str]) -> None:
+            self._lost(client, lost, ids)
+
+        client = EngineClient(str(self._socket), self._on_event, on_disconnect)
         client.connect(timeout)
         with self._lock:
-            self._client = client
+            if lost.is_set():  # its loss was told before it became the present one
+                raise ConnectionError("the engine went away while it was being connected")
+            if not self._closed.is_set():
+                self._client = client
+                return
+        client.close()
 
     def keep_connected(self) -> None:
         """Connect, and connect again after every loss, from a thread of its own."""
@@ -43,31 +62,33 @@ class EngineLink:
 
     def submit(self, id: str, fields: dict[str, Any]) -> None:
         """Raises RequestError(UNAVAILABLE) while there is no engine."""
-        self._current().submit(id, fields)
+        client = self._client
+        if client is None:
+            raise RequestError("UNAVAILABLE", "the engine is not running; it is being restarted, try again")
+        client.submit(id, fields)
 
     def cancel(self, id: str) -> None:
+        """Ids of an earlier connection are unknown to the present engine, which ignores them."""
         client = self._client
         if client is not None:
             client.cancel(id)
 
     def close(self) -> None:
-        self._closed.set()
         with self._lock:
+            self._closed.set()
             client, self._client = self._client, None
         if client is not None:
             client.close()
 
-    def _current(self) -> EngineClient:
-        client = self._client
-        if client is None:
-            raise RequestError("UNAVAILABLE", "the engine is not running; it is being restarted, try again")
-        return client
-
-    def _lost(self, ids: list[str]) -> None:
+    def _lost(self, client: EngineClient, lost: threading.Event, ids: list[str]) -> None:
         with self._lock:
-            self._client = None
-        if not self._closed.is_set():
-            self._on_lost()
+            lost.set()
+            present = self._client is client
+            if present:
+                self._client = None
+        self._on_failed(ids)
+        if present and not self._closed.is_set():
+            self._on_down()
 
     def _reconnect(self) -> None:
         while not self._closed.wait(RETRY_SECONDS):

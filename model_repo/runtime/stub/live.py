@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from mm2c_runtime.stub.outbox import Mailbox
 
@@ -36,9 +35,13 @@ class LiveRequests:
     def get(self, id: str) -> Live | None:
         return self._by_id.get(id)
 
-    def remove(self, id: str) -> None:
+    def take(self, id: str) -> Live | None:
+        """Remove it; None where somebody else has."""
         with self._lock:
-            self._by_id.pop(id, None)
+            return self._by_id.pop(id, None)
+
+    def of(self, mailbox: Mailbox) -> Live | None:
+        return next((live for live in self.all() if live.mailbox is mailbox), None)
 
     def all(self) -> list[Live]:
         with self._lock:
@@ -52,7 +55,7 @@ class LiveRequests:
 
 
 class Watch:
-    """Asks every 50 ms, on a thread of its own, which clients cancelled."""
+    """Asks every 50 ms, on a thread of its own, which clients cancelled. ``on_cancelled`` must not raise."""
 
     def __init__(self, live: LiveRequests, on_cancelled: Callable[[Live], None]) -> None:
         self._live, self._on_cancelled = live, on_cancelled
@@ -67,12 +70,5 @@ class Watch:
     def _run(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             for live in self._live.all():
-                if _cancelled(live.mailbox.sender):
+                if live.mailbox.reply.is_cancelled():
                     self._on_cancelled(live)
-
-
-def _cancelled(sender: Any) -> bool:
-    try:
-        return bool(sender.is_cancelled())
-    except Exception:  # the request ended between the snapshot and the question
-        return False

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 ADDRESS_VARIABLE = "MM2C_TRITON_HTTP"  # host:port of this server; `mm2c serve` sets it
 LOAD_SECONDS = 60.0
+SECRET_VARIABLE = "MM2C_TRITON_SECRET"  # what the server demands of whoever loads and unloads
+SECRET_HEADER = "mm2c-control"
 HEAD_START = 0.1  # seconds
 
 
@@ -29,7 +31,7 @@ def model_control(pb: Any) -> ModelControl:
     """Over HTTP where the address is known, else through the backend, if this server allows it at all."""
     address = os.environ.get(ADDRESS_VARIABLE)
     if address:
-        return OverHttp(address)
+        return OverHttp(address, os.environ.get(SECRET_VARIABLE))
     return ThroughBackend(pb) if _explicit(os.getppid()) else Absent()
 
 
@@ -56,8 +58,9 @@ class Absent:
 class OverHttp:
     """Leaves the stub's other threads alone: they go on sending while Triton loads."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, secret: str | None = None) -> None:
         self._address = address
+        self._headers = {SECRET_HEADER: secret} if secret else {}
 
     def load(self, model: str) -> None:
         self._post(f"/v2/repository/models/{model}/load")
@@ -68,7 +71,7 @@ class OverHttp:
     def _post(self, path: str) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=LOAD_SECONDS)
         try:
-            connection.request("POST", path, body=b"{}")
+            connection.request("POST", path, b"{}", self._headers)
             answer = connection.getresponse()
             body = answer.read()
         finally:

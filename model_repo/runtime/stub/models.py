@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mm2c_runtime.errors import BundleError
 from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.keeper import Keeper
 from mm2c_runtime.stub.model_control import model_control
@@ -17,7 +18,7 @@ class StreamingModel:
 
     def __init__(self, pb: Any, args: dict[str, str]) -> None:
         bundle = bundle_root(args["model_repository"])
-        socket = engine_socket(bundle)
+        socket = _socket(pb, bundle)
         self._service = Service(pb, socket, self._lost, unary=False)
         gate = Gate(model_control(pb), gate_flag(socket), pb.Logger.log_error)
         self._keeper = Keeper(bundle, socket, self._service.link, gate, pb.Logger.log_warn)
@@ -42,9 +43,8 @@ class UnaryModel:
     """``minimax_m2_unary``: one response a request, from the engine that ``minimax_m2`` runs."""
 
     def __init__(self, pb: Any, args: dict[str, str]) -> None:
-        self._service = Service(
-            pb, engine_socket(bundle_root(args["model_repository"])), _nothing, unary=True
-        )
+        socket = _socket(pb, bundle_root(args["model_repository"]))
+        self._service = Service(pb, socket, _nothing, unary=True)
         self._service.link.keep_connected()
 
     def execute(self, requests: list[Any]) -> None:
@@ -59,6 +59,13 @@ def check_gate(args: dict[str, str]) -> None:
     flag: Path = gate_flag(engine_socket(bundle_root(args["model_repository"])))
     if flag.exists():
         raise RuntimeError("UNAVAILABLE: the engine is being restarted")
+
+
+def _socket(pb: Any, bundle: Path) -> Path:
+    try:
+        return engine_socket(bundle)
+    except BundleError as error:
+        raise pb.TritonModelException(str(error)) from None
 
 
 def _nothing() -> None:

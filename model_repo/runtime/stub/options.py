@@ -2,7 +2,8 @@
 
 TensorRT-LLM's and the vLLM backend's names side by side. What they mean, and whether they are allowed, is
 decided in the engine process; here is only how a tensor becomes a value. ``config.pbtxt`` lists the same
-names (a test compares).
+names, and every option of the engine that has an effect is among them (tests compare). The rest travel as
+request parameters, as do Triton's own ``timeout`` and ``priority``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ PROMPT: dict[str, Option] = {
 
 SAMPLING: dict[str, Option] = {
     "max_tokens": Option("TYPE_INT32"),
+    "max_completion_tokens": Option("TYPE_INT32"),
+    "max_new_tokens": Option("TYPE_INT32"),
+    "request_output_len": Option("TYPE_INT32"),
+    "min_tokens": Option("TYPE_INT32"),
     "min_length": Option("TYPE_INT32"),
     "temperature": Option("TYPE_FP32"),
     "top_k": Option("TYPE_INT32"),
@@ -45,6 +50,7 @@ SAMPLING: dict[str, Option] = {
     "length_penalty": Option("TYPE_FP32"),
     "logprobs": Option("TYPE_INT32"),
     "return_log_probs": Option("TYPE_BOOL"),
+    "return_logprobs": Option("TYPE_BOOL"),
     "parse": Option("TYPE_BOOL"),
     "sampling_parameters": Option("TYPE_STRING"),
 }
@@ -52,6 +58,7 @@ SAMPLING: dict[str, Option] = {
 # How the answer is laid out: the stub acts on these.
 ANSWER: dict[str, Option] = {
     "stream": Option("TYPE_BOOL"),
+    "streaming": Option("TYPE_BOOL"),
     "exclude_input_in_output": Option("TYPE_BOOL"),
     "return_finish_reason": Option("TYPE_BOOL"),
     "return_num_input_tokens": Option("TYPE_BOOL"),

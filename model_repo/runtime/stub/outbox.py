@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mm2c_runtime.stub.reply import Reply
 from mm2c_runtime.stub.request import Answer
 
 Event = dict[str, Any]
@@ -48,7 +49,7 @@ class Mailbox:
     """Pending output of one request: parts leave as they come while streaming, else with the end."""
 
     def __init__(self, sender: Any, answer: Answer) -> None:
-        self.sender = sender
+        self.reply = Reply(sender)
         self.answer = answer
         self.ended = False  # an end has been posted; later events are dropped
         self._pending = Pending()
@@ -91,6 +92,14 @@ class Outbox:
                 self._queue.append(mailbox)
                 self._ready.notify()
             return True
+
+    def end(self, mailbox: Mailbox) -> None:
+        """Send nothing more of it."""
+        with self._ready:
+            mailbox.ended = True
+            mailbox.take()
+            if mailbox in self._queue:
+                self._queue.remove(mailbox)
 
     def close(self, timeout: float) -> None:
         """Send what is queued, then stop the thread."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,28 @@ class ParseModel:
         self._pb = pb
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order; whatever goes wrong with one is its own response."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
         try:
-            texts, tools, starts = self._read(request)
-            parsed = [
-                parse_message(text, given, starts_in_reasoning=start)
-                for text, given, start in zip(texts, tools, starts, strict=True)
-            ]
+            return self._parsed(request)
         except RequestError as error:
-            return self._pb.InferenceResponse(error=triton_error(self._pb, error.code, error.message))
+            return self._error(error.code, error.message)
+        except Exception as error:  # a defect met by one request must not fail those batched with it
+            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            self._pb.Logger.log_error(f"mm2c: a request failed unexpectedly\n{trace}")
+            return self._error("INTERNAL", f"{type(error).__name__}: {error}")
+
+    def _error(self, code: str, message: str) -> Any:
+        return self._pb.InferenceResponse(error=triton_error(self._pb, code, message))
+
+    def _parsed(self, request: Any) -> Any:
+        texts, tools, starts = self._read(request)
+        parsed = [
+            parse_message(text, given, starts_in_reasoning=start)
+            for text, given, start in zip(texts, tools, starts, strict=True)
+        ]
         columns = {
             "reasoning": [message.reasoning for message in parsed],
             "content": [message.content for message in parsed],

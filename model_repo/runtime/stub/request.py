@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mm2c_runtime.errors import RequestError
+from mm2c_runtime.option_values import boolean
 from mm2c_runtime.stub.options import INPUTS, Option
 
 # Outputs that the vLLM backend gives on request and this one unless told not to.
@@ -56,7 +57,8 @@ def decode(pb: Any, request: Any) -> Call:
     if not return_ids:
         hidden.add("token_ids")
     outputs = frozenset(request.requested_output_names()) - hidden
-    return Call(given, Answer(bool(given.get("stream", False)), outputs))
+    stream = any(boolean(name, given[name]) for name in ("stream", "streaming") if name in given)
+    return Call(given, Answer(stream, outputs))
 
 
 def _seconds(microseconds: object) -> float:

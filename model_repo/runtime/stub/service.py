@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,45 +26,59 @@ class Service:
 
     def __init__(self, pb: Any, socket: Path, on_lost: Callable[[], None], *, unary: bool) -> None:
         self._pb = pb
-        self._on_lost = on_lost
         self._unary = unary
         self._live = LiveRequests()
         self._ids = (f"{os.getpid()}-{n}" for n in itertools.count())
         self._outbox = Outbox(self._deliver, self._undelivered)
         self._watch = Watch(self._live, self._cancel)
-        self.link = EngineLink(socket, self.on_event, self._lost)
+        self.link = EngineLink(socket, self.on_event, self._engine_ended, on_lost)
 
     def execute(self, requests: list[Any]) -> None:
-        """Hand every request to the engine and return at once; answers come through the response senders."""
+        """Hand every request to the engine and return at once; answers come through the response senders.
+
+        Raises nothing: whatever goes wrong with one request is that request's answer.
+        """
         for request in requests:
-            sender = request.get_response_sender()
+            try:
+                sender = request.get_response_sender()
+            except Exception as error:
+                self._pb.Logger.log_error(f"mm2c: a request has no way to be answered: {error!r}")
+                continue
             try:
                 self._begin(request, sender)
             except RequestError as error:
                 self._refuse(sender, error)
+            except Exception as error:
+                self._refuse(sender, self._unexpected(error))
 
     def on_event(self, event: Event) -> None:
-        live = self._live.get(event["id"])
-        if live is None:
-            return
-        if event["type"] in ("finish", "error"):
-            self._live.remove(live.id)
-        self._outbox.post(live.mailbox, event)
-
-    def fail_all(self) -> None:
-        """The engine is gone: every request in flight ends now, with the reason."""
-        for live in self._live.take_all():
-            self._fail(live, "UNAVAILABLE", "the engine process ended while this request ran; send it again")
-
-    def _lost(self) -> None:
-        self.fail_all()
-        self._on_lost()
+        """From the client's reader, which must outlive any event."""
+        try:
+            ended = event["type"] in ("finish", "error")
+            live = self._live.take(event["id"]) if ended else self._live.get(event["id"])
+            if live is not None:
+                self._outbox.post(live.mailbox, event)
+        except Exception as error:
+            internal = self._unexpected(error)
+            live = self._live.take(str(event.get("id")))
+            if live is not None:
+                self.link.cancel(live.id)
+                self._fail(live, internal.code, internal.message)
 
     def close(self) -> None:
-        self.fail_all()
+        for live in self._live.take_all():
+            self._fail(live, "UNAVAILABLE", "the model is being unloaded; send it again")
         self._watch.close()
         self._outbox.close(2)
         self.link.close()
+
+    def _engine_ended(self, ids: list[str]) -> None:
+        """Every request that was in flight ends now, with the reason."""
+        for id in ids:
+            live = self._live.take(id)
+            if live is not None:
+                reason = "the engine process ended while this request ran; send it again"
+                self._fail(live, "UNAVAILABLE", reason)
 
     def _begin(self, request: Any, sender: Any) -> None:
         call = decode(self._pb, request)
@@ -72,16 +87,24 @@ class Service:
                 "INVALID_ARGUMENT",
                 "stream=true needs the model minimax_m2; this one answers in a single response",
             )
-        mailbox = Mailbox(sender, call.answer)
-        live = Live(next(self._ids), mailbox)
+        live = Live(next(self._ids), Mailbox(sender, call.answer))
         self._live.add(live)
         try:
             self.link.submit(live.id, call.fields)
-        except (OSError, RequestError) as error:
-            self._live.remove(live.id)
-            if not isinstance(error, RequestError):
+        except Exception as error:
+            if self._live.take(live.id) is None:
+                return  # answered already: the engine was lost, or the client cancelled
+            if isinstance(error, OSError):
                 error = RequestError("UNAVAILABLE", f"the engine cannot be reached: {error}")
+            elif not isinstance(error, RequestError):
+                error = self._unexpected(error)
             self._fail(live, error.code, error.message)
+
+    def _unexpected(self, error: Exception) -> RequestError:
+        """A defect of ours: told to the client in a line, to the log with its traceback."""
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        self._pb.Logger.log_error(f"mm2c: a request failed unexpectedly\n{trace}")
+        return RequestError("INTERNAL", f"{type(error).__name__}: {error}")
 
     def _refuse(self, sender: Any, error: RequestError) -> None:
         mailbox = Mailbox(sender, Answer(stream=False, outputs=frozenset()))
@@ -92,21 +115,26 @@ class Service:
 
     def _cancel(self, live: Live) -> None:
         """Free the engine's slot, and answer without waiting for it to notice."""
-        self._live.remove(live.id)
-        self.link.cancel(live.id)
-        self._fail(live, "CANCELLED", "the client cancelled the request")
+        if self._live.take(live.id) is not None:
+            self.link.cancel(live.id)
+            self._fail(live, "CANCELLED", "the client cancelled the request")
 
     def _deliver(self, mailbox: Mailbox, pending: Pending) -> None:
         made = response(self._pb, mailbox.answer, pending)
-        final = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if pending.end is not None else 0
-        mailbox.sender.send(made, flags=final)
+        if pending.end is None:
+            mailbox.reply.send(made)
+        else:
+            mailbox.reply.send_last(made, self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _undelivered(self, mailbox: Mailbox, error: Exception) -> None:
-        """A response could not be made or sent. Try to end the request; its client may be gone already."""
+        """A response could not be made or sent. End the request here and in the engine."""
         self._pb.Logger.log_error(f"mm2c: a response was not delivered: {error!r}")
-        final = self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self._outbox.end(mailbox)
+        live = self._live.of(mailbox)
+        if live is not None and self._live.take(live.id) is not None:
+            self.link.cancel(live.id)
         try:
             failed = self._pb.InferenceResponse(error=triton_error(self._pb, "INTERNAL", repr(error)))
-            mailbox.sender.send(failed, flags=final)
+            mailbox.reply.send_last(failed, self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as again:
             self._pb.Logger.log_error(f"mm2c: nor could the error: {again!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ tools = st.one_of(
 )
 
 
+# Of Python 3.10's transformers 5.20 the sandbox is laxer and templates get some messages otherwise.
+as_now = pytest.mark.skipif(
+    tuple(map(int, version("transformers").split(".")[:2])) < (5, 23),
+    reason="transformers 5.23 is the reference",
+)
+
+
 @pytest.fixture(scope="module")
 def reference() -> Any:
     """A transformers tokenizer, for its ``apply_chat_template``."""
@@ -118,6 +126,7 @@ def joined_parts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+@as_now
 @settings(max_examples=500, deadline=None)
 @given(conversation=messages, definitions=tools, add=st.booleans())
 def test_the_shipped_template_renders_as_in_transformers(
@@ -152,6 +161,7 @@ CORNERS = [
 ]
 
 
+@as_now
 @pytest.mark.parametrize("source", CORNERS)
 def test_jinja_as_transformers_sets_it_up(reference: Any, source: str) -> None:
     conversation = [{"role": "user", "content": 'Hi <é> {"id": 1234567890} %12345678d'}] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,54 @@ def test_other_options_at_the_same_output_need_force(built: tuple[Path, Path], t
     assert refused.exit_code == 2
     assert "--force" in refused.output
     assert build(checkpoint, "--context", 64, "--force", "-o", tmp_path / "x")["up_to_date"] is False
+
+
+def test_force_mends_an_altered_bundle_and_only_force_does(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, bundle = built
+    build(checkpoint, "--tp", 2, "--fp8", "-o", tmp_path / "x")
+    weights = tmp_path / "x" / "rank0" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    refused = CliRunner().invoke(
+        app, ["build", str(checkpoint), "--tp", "2", "--fp8", "-o", str(tmp_path / "x")]
+    )
+    assert refused.exit_code == 2
+    assert "rank0/weights.safetensors was altered" in refused.output
+    assert build(checkpoint, "--tp", 2, "--fp8", "--force", "-o", tmp_path / "x")["up_to_date"] is False
+    assert weights.read_bytes() == (bundle / "rank0" / "weights.safetensors").read_bytes()
+    assert build(checkpoint, "--tp", 2, "--fp8", "--force", "-o", tmp_path / "x")["up_to_date"] is True
+
+
+def test_in_the_checkpoints_folder_nothing_need_be_said(
+    built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--MiniMaxAI--MiniMax-M2.7" / "snapshots" / "0123abc"
+    shutil.copytree(built[0], snapshot)
+    monkeypatch.chdir(snapshot)
+    assert build("--tp", 2, "--fp8")["output"] == str(snapshot / "MiniMax-M2.7-tp2")
+    assert build("--tp", 2, "--fp8")["up_to_date"] is True  # the bundle inside does not change the checkpoint
+
+
+def test_an_empty_folder_needs_no_force(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, _ = built
+    (tmp_path / "x").mkdir()
+    assert build(checkpoint, "--tp", 2, "-o", tmp_path / "x")["up_to_date"] is False
+
+
+def test_the_memory_plan_is_reported_and_kept(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, bundle = built
+    plan = json.loads((bundle / "report" / "memory.json").read_text())
+    stored = (bundle / "rank0" / "weights.safetensors").stat().st_size
+    assert plan["gpu"]["ranks"][1]["weights_bytes"] == pytest.approx(
+        stored, rel=0.02
+    )  # its header comes on top
+    assert plan["cpu"]["total_bytes"] > plan["cpu"]["weights_bytes"]
+    report = build(checkpoint / "config.json", "--tp", 2, "--config-only", "-o", tmp_path / "graphs")
+    memory = report["memory"]
+    assert isinstance(memory, dict)
+    assert len(memory["ranks"]) == 2
+    assert memory == json.loads((tmp_path / "graphs" / "report" / "memory.json").read_text())["gpu"]
 
 
 def test_inspect_tells_layout_and_collectives(built: tuple[Path, Path]) -> None:

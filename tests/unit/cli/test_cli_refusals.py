@@ -31,7 +31,9 @@ def checkpoint(random_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 def refused(result: Result, *words: str) -> None:
     assert result.exit_code == 2, result.output
-    assert result.output.startswith("error:"), result.output
+    lines = result.output.splitlines()
+    lines = [line for line in lines if not line.startswith("· ")]  # stages that had begun
+    assert lines[0].startswith("error:"), result.output
     assert "Traceback" not in result.output
     flat = " ".join(result.output.split())
     for word in words:
@@ -53,6 +55,30 @@ def test_illegal_tp_lists_the_legal_values(
     mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path
 ) -> None:
     refused(mm2c("build", checkpoint, "--tp", 3, "-o", tmp_path / "out"), "tp 3", "1")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("tokenizer.json", "{", ("tokenizer.json does not load", "remedy:")),
+        ("tokenizer_config.json", "{", ("tokenizer_config.json is not valid JSON", "remedy:")),
+        ("chat_template.jinja", "{% if %}", ("syntax error in line 1", "remedy:")),
+        ("generation_config.json", '{"eos_token_id": 2, "top_p": 7}', ("top_p = 7", "remedy:")),
+    ],
+)
+def test_chat_files_that_cannot_be_served_are_refused_before_any_work(
+    mm2c: Callable[..., Result],
+    checkpoint: Path,
+    tmp_path: Path,
+    name: str,
+    text: str,
+    words: tuple[str, ...],
+) -> None:
+    (checkpoint / name).write_text(text)
+    result = mm2c("build", checkpoint, "-o", tmp_path / "out")
+    refused(result, *words)
+    assert "Tracing" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -106,12 +132,13 @@ def test_fp8_of_a_bf16_checkpoint_is_refused(
     refused(mm2c("build", folder, "--fp8", "-o", tmp_path / "out"), "no FP8 weights")
 
 
-def test_an_occupied_output_asks_for_force(
-    mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_an_output_with_other_things_in_it_is_left_alone(
+    mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path, force: tuple[str, ...]
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
-    refused(mm2c("build", checkpoint, "-o", tmp_path / "out"), "--force")
+    refused(mm2c("build", checkpoint, *force, "-o", tmp_path / "out"), "other things in it", "another -o")
     assert (tmp_path / "out" / "mine").read_text() == "precious"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mm2c_runtime.bundle import Bundle
+from mm2c_runtime.bundle import Bundle, _executor
 from mm2c_runtime.checksums import check_contents, check_sizes
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.manifest import FORMAT, FileEntry
@@ -40,6 +40,7 @@ MANIFEST: dict[str, Any] = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MM2C_CACHE", raising=False)
     made = tmp_path / "bundle"
     (made / "rank0").mkdir(parents=True)
     files = {}
@@ -108,6 +109,15 @@ def test_hashes_are_remembered_and_a_damaged_memory_is_no_harm(
     assert len(hashed) == 2
 
 
+def test_the_cache_folder_of_mm2c_is_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MM2C_CACHE", str(tmp_path / "own"))
+    check_contents(folder, entries(folder))
+    assert len(list((tmp_path / "own/checksums").iterdir())) == 1
+    assert not (tmp_path / "cache").exists()
+
+
 def test_no_place_to_remember_hashes(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     check_contents(folder, entries(folder), cache=tmp_path / "file" / "below")
@@ -137,6 +147,14 @@ def test_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(BundleError, match="not valid JSON"):
         Bundle.load(tmp_path)
+
+
+def test_without_onnxruntime_the_remedy_is_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BundleError, match="ONNX Runtime, which cannot be imported") as caught:
+        _executor(folder, read_manifest(folder), "fast", None)
+    assert "pip install 'mm2c[cpu]'" in caught.value.remedy
+    assert "pip install '.[cpu]'" in caught.value.remedy
 
 
 def test_imports_stay_light() -> None:

@@ -28,10 +28,12 @@ class Model:
     def run(self, batch: StepBatch, broken: frozenset[int] = frozenset()) -> StepResult:
         for row in batch.released:
             self.told.pop(row, None)
+            self.cache.pop(row, None)
         for copy in batch.copies:
             assert len(self.cache[copy.source]) >= copy.length
             self.cache[copy.target] = self.cache[copy.source][: copy.length]
             self.told[copy.target] = self.told[copy.source]
+            del self.cache[copy.source]
         if batch.kind == "prefill":
             assert len(batch.rows) == 1
             assert 1 <= batch.rows[0].new_len <= CHUNK
@@ -112,6 +114,9 @@ def test_every_request_ends_exactly_once_and_rows_never_mix(
         with pytest.raises(ValueError, match="in flight"):
             scheduler.next_batch()
         result = model.run(batch, frozenset([value]) if kind == "broken row" else frozenset())  # type: ignore[list-item]
+        if not any(action == "broken step" for action, _ in plan):  # then nobody knows
+            held = [s.row for s in scheduler if s.row >= 0]
+            assert model.cache.keys() <= set(held), "a row keeps its memory after its sequence"
         take(scheduler.apply(result))
         return True
 
@@ -217,3 +222,23 @@ def test_allowed_tokens() -> None:
     assert forbidden([1, 2]) == {64}
     assert forbidden([1, 5]) == {64, 6}
     assert AllowedTokens(70, min_tokens=1, stop_tokens=[3]).bitmask([9]) is None
+
+
+def test_a_request_that_ends_before_it_was_moved_is_released_where_it_is() -> None:
+    """Its first token is its last, and its prefilled row was to become the first decoding one."""
+    scheduler = scheduler_of(ROWS)
+    scheduler.add(Sequence("a", [1], 2))
+    scheduler.add(Sequence("b", [1] * 6, 1))
+
+    def step() -> StepBatch | None:
+        batch = scheduler.next_batch()
+        if batch is not None:
+            scheduler.apply(StepResult(0, [RowResult(r.row, 7 if r.sample else None) for r in batch.rows]))
+        return batch
+
+    while any(sequence.id == "b" for sequence in scheduler):
+        assert step() is not None
+    scheduler.add(Sequence("c", [1], 1))
+    batch = step()
+    assert batch is not None
+    assert (batch.released, batch.copies) == ([1], [])

@@ -18,7 +18,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine import Engine
-from mm2c_runtime.generation import GenerationDefaults, Preparer
+from mm2c_runtime.generation import Preparer
+from mm2c_runtime.generation_defaults import GenerationDefaults
 from mm2c_runtime.kv import RowPool
 from mm2c_runtime.sampling.sampler import Sampler
 from mm2c_runtime.scheduling.scheduler import Scheduler
@@ -117,23 +118,27 @@ class ToyTemplate:
         return turns + "]~b]ai\n<think>\n"
 
 
-def toy_preparer(context: int, **defaults: Any) -> Preparer:
+def toy_preparer(context: int, kv_tokens: int | None = None, **defaults: Any) -> Preparer:
     return Preparer(
         toy_tokenizer(),
         ToyTemplate(),
         GenerationDefaults(**{"eos": frozenset([END]), "temperature": 0.0, **defaults}),
         context=context,
+        kv_tokens=kv_tokens,
         vocab=VOCAB,
         will_reason=lambda text: text.rstrip().endswith("<think>"),
     )
 
 
-def toy_engine(executor: ToyExecutor, *, prefill_chunk: int = 8, **defaults: Any) -> Engine:
-    scheduler = Scheduler(RowPool(executor.rows, executor.context), prefill_chunk=prefill_chunk)
+def toy_engine(
+    executor: ToyExecutor, *, prefill_chunk: int = 8, kv_tokens: int | None = None, **defaults: Any
+) -> Engine:
+    pool = RowPool(executor.rows, executor.context, kv_tokens)
+    scheduler = Scheduler(pool, prefill_chunk=prefill_chunk)
     return Engine(
         executor,
         scheduler,
-        toy_preparer(executor.context, **defaults),
+        toy_preparer(executor.context, kv_tokens, **defaults),
         TokenBytes(toy_tokenizer()),
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from toy_bundle import CONTEXT, NAN_TOKEN, ROWS, VOCAB, WIDTH, expected, write_t
 
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.executors.base import Executor
+from mm2c_runtime.executors.cache import LinearCache
 from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
+from mm2c_runtime.manifest import KvSpec
 from mm2c_runtime.sampling.sampler import NON_FINITE
 from mm2c_runtime.step import RowCopy, RowStep, SamplingParams, StepBatch
 
@@ -192,3 +195,35 @@ def test_bundles_that_cannot_be_loaded(tmp_path: Path):
     assert "other collectives" in refusal()
     manifest.lowerings["fast"].ranks[1].collectives.pop()
     assert "3 segments, 1 collectives" in refusal()
+
+
+def test_memory_of_rows_that_hold_nothing_is_given_back() -> None:
+    """Otherwise a row keeps the pages of its longest sequence, and the cache outgrows its budget."""
+    spec = KvSpec(layers=2, kv_heads=2, head_dim=64, dtype="f32")
+    cache = LinearCache(spec, 3, 1024)
+    begin = resident()
+    for block in cache.blocks.values():
+        block[:] = 1.0
+    assert resident() - begin > 5.5 * 2**20  # 3 rows of half a MiB a layer and side
+    cache.drop(1)
+    assert resident() - begin < 4.5 * 2**20
+    for block in cache.blocks.values():
+        assert not block[1].any()
+        assert block[0].all()
+        assert block[2].all()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_a_step_drops_released_rows_and_the_sources_of_copies(executor: Executor) -> None:
+    for row in range(3):
+        executor.step(prefill(row, [1 + row]))
+    dropped: list[int] = []
+    cache = executor._caches[0]
+    cache.drop = dropped.append
+    batch = decode([4, 5], [1, 1], released=[0], copies=[RowCopy(2, 0, 1)])
+    assert close_to(executor.forward(batch), [3, 4], [2, 5])
+    assert dropped == [0, 2]

@@ -13,7 +13,7 @@ from lockstep import Lockstep, programs
 
 from mm2c.config import Mapping
 from mm2c.engine.external import Entry
-from mm2c.engine.onnxruntime import build, check_loads, kv_spec, write_graph
+from mm2c.engine.onnxruntime import build, kv_spec, write_graph
 from mm2c.lower.onnxruntime import LOWERINGS, WEIGHTS
 from mm2c.lower.program import Program
 from mm2c.passes.shard import shard
@@ -54,12 +54,19 @@ def built(bundle: Path, lowering: str, tp: int) -> tuple[list[Program], list[Pat
     return ranks, written
 
 
+def session_of(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # as in memory: sums over threads depend on their number
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 @pytest.mark.parametrize("lowering", list(LOWERINGS))
 @pytest.mark.parametrize("tp", [1, 2])
 def test_every_segment_loads(tmp_path: Path, lowering: str, tp: int) -> None:
     _, files = built(tmp_path, lowering, tp)
     assert files[0].name == f"{lowering}.000.onnx"
-    check_loads(files)
+    for path in files:
+        session_of(path)
     largest = max(path.stat().st_size for path in files)
     assert largest < 64 << 10  # graphs, not weights
 
@@ -69,9 +76,7 @@ def test_weights_come_from_the_file(tmp_path: Path) -> None:
     in_memory = Lockstep([program], READER, CONFIG)
     in_memory.reset(rows=1, capacity=8)
     expected = in_memory.step(np.asarray([[5, 9, 2]]), [0], [3])
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # as in memory: sums over threads depend on their number
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = session_of(path)
     caches = {f"{x}_cache.0": np.zeros((1, CONFIG.kv_heads, 8, CONFIG.head_dim), np.float32) for x in "kv"}
     lengths = {"past_len": np.zeros(1, np.int32), "new_len": np.full(1, 3, np.int32)}
     (logits,) = session.run(["logits"], {"input_ids": np.asarray([[5, 9, 2]]), **lengths, **caches})
@@ -87,13 +92,6 @@ def test_a_bad_entry_is_named(tmp_path: Path) -> None:
         build(program, tmp_path, rank=0, lowering="fast", entries=wrong, kv=kv_spec(CONFIG, 1))
     with pytest.raises(ValueError, match=r"has no tensor"):
         build(program, tmp_path, rank=0, lowering="fast", entries={}, kv=kv_spec(CONFIG, 1))
-
-
-def test_a_segment_that_does_not_load_is_named(tmp_path: Path) -> None:
-    _, files = built(tmp_path, "fast", 1)
-    (tmp_path / "rank0" / WEIGHTS["fast"]).write_bytes(b"cut short")
-    with pytest.raises(ValueError, match=r"fast\.000\.onnx: ONNX Runtime .* refuses it"):
-        check_loads(files)
 
 
 @pytest.mark.parametrize("tp", [1, 2])
@@ -121,4 +119,4 @@ def test_the_whole_graph_without_weights(tmp_path: Path, tp: int) -> None:
 def test_the_whole_graph_of_one_rank_runs(tmp_path: Path) -> None:
     entries = write_weights(tmp_path / "weights.safetensors", GRAPH.recipes)
     write_graph(GRAPH, tmp_path / "model.onnx", entries)
-    check_loads([tmp_path / "model.onnx"])
+    session_of(tmp_path / "model.onnx")

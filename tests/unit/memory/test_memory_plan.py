@@ -7,7 +7,8 @@ import pytest
 from mm2c.checkpoint import recipes_for_config
 from mm2c.config import BuildOptions, Mapping, ModelConfig, Rope, WeightFormats
 from mm2c.errors import UserError
-from mm2c.memory import check_host_memory, fits, host_memory, plan_memory
+from mm2c.host_memory import check_host_memory, host_memory
+from mm2c.memory import fits, plan_memory
 from mm2c.weights.evaluate import nbytes
 
 M27 = ModelConfig(

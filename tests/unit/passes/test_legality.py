@@ -14,6 +14,8 @@ M2 = ModelConfig(
     vocab=200064, eps=1e-6, context=204800, rope=Rope(5e6, 64), bos=1, eos=(2,),
 )  # fmt: skip
 
+LEGAL = "legal values of --tp: 1, 2, 4, 8 (8 only with --ep 2, 4 or 8)"
+
 
 @pytest.mark.parametrize(("tp", "ep"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 2), (8, 8)])
 def test_legal_cuts_of_the_released_model(tp: int, ep: int) -> None:
@@ -24,8 +26,8 @@ def test_legal_cuts_of_the_released_model(tp: int, ep: int) -> None:
 @pytest.mark.parametrize(
     ("tp", "ep", "what", "remedy"),
     [
-        (5, 1, "does not divide the model's 48 query heads", "legal values of --tp: 1, 2, 4, 8"),
-        (3, 1, "does not divide the model's 8 KV heads", "legal values of --tp: 1, 2, 4, 8"),
+        (5, 1, "does not divide the model's 48 query heads", LEGAL),
+        (3, 1, "does not divide the model's 8 KV heads", LEGAL),
         (8, 1, "slice 192 of the expert intermediate", "legal values of --ep with --tp 8: 2, 4, 8"),
         (4, 3, "--ep must divide --tp 4", "legal values of --ep with --tp 4: 1, 2, 4"),
         (0, 1, "at least 1", ""),

@@ -101,6 +101,15 @@ def test_attention_keeps_the_global_divisors() -> None:
     assert own.model.graph.outputs[0].name == "logits"
 
 
+def test_every_rank_returns_the_whole_logits() -> None:
+    graph = hand_graph(CONFIG)
+    for own in ranks(graph, CONFIG, 4, 1):
+        logits = own.model.graph.outputs[0]
+        assert str(logits.shape) == str(graph.model.graph.outputs[0].shape)
+        assert logits.shape is not None
+        assert logits.shape[-1] == CONFIG.vocab
+
+
 def test_first_expert_follows_the_group() -> None:
     graph = hand_graph(CONFIG)
     for own, expected in zip(ranks(graph, CONFIG, 4, 2), (0, 0, 4, 4), strict=True):

@@ -71,6 +71,26 @@ def test_parser_tokens_show_special_ones_and_unknown_ids_do_not() -> None:
     assert detokenizer.feed([*ids, SIZE + 5]) == "<think></think>"
 
 
+def test_added_tokens_are_their_content_and_space_around_them_stays() -> None:
+    tokenizer = _tokenizer()
+    # All characters of these are in the byte alphabet, where they would stand for other bytes.
+    tokenizer.add_tokens([AddedToken("café", special=False), AddedToken(" Ġ ", special=False)])
+    token_bytes, vocab = TokenBytes(tokenizer), tokenizer.get_vocab()
+    for text in ("a <think> b</think>  c", "x café y", "<think>a b</think>", "[ Ġ ]", "日本 \n<think>\n"):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        detokenizer = Detokenizer(token_bytes)
+        assert "".join(detokenizer.feed([token]) for token in ids) + detokenizer.finish() == text
+    assert token_bytes[vocab["café"]] == "café".encode()
+
+
+@pytest.mark.parametrize("token", [SIZE, SIZE + 5000, 2**32, 2**63, -1])
+def test_ids_that_the_tokenizer_does_not_know_have_no_text(token: int) -> None:
+    detokenizer = Detokenizer(TOKEN_BYTES)
+    a = TOKENIZER.token_to_id("a")
+    assert detokenizer.feed([a, token, a]) == "aa"
+    assert detokenizer.finish() == ""
+
+
 def test_another_kind_of_tokenizer_is_refused() -> None:
     other = Tokenizer(models.BPE())
     with pytest.raises(BundleError, match="not a byte-level BPE"):

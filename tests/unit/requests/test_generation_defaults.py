@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mm2c_runtime.errors import BundleError, RequestError
-from mm2c_runtime.generation import Generation, GenerationDefaults, Preparer
+from mm2c_runtime.generation import Generation, Preparer
+from mm2c_runtime.generation_defaults import GenerationDefaults
 from mm2c_runtime.requests import parse_request
 
 
@@ -46,9 +47,11 @@ class Template:
         return "<think>" if kwargs.get("think", True) else "x"
 
 
-def prepare(fields: dict[str, Any], defaults: GenerationDefaults, context: int = 50) -> Generation:
-    vocab = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+def prepare(
+    fields: dict[str, Any], defaults: GenerationDefaults, context: int = 50, vocab: int = 256
+) -> Generation:
+    alphabet = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     preparer = Preparer(
@@ -56,7 +59,7 @@ def prepare(fields: dict[str, Any], defaults: GenerationDefaults, context: int =
         Template(),
         defaults,
         context=context,
-        vocab=256,
+        vocab=vocab,
         will_reason=lambda text: "<think>" in text,
     )
     return preparer.prepare(parse_request(fields))
@@ -111,3 +114,41 @@ def test_both_figures_of_a_prompt_that_does_not_fit() -> None:
 def test_bad_words_with_and_without_a_space() -> None:
     words = prepare({"text_input": "x", "bad_words": ["ab"]}, GenerationDefaults()).bad_words
     assert sorted(map(len, words)) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"temperature": "hot"}, 'temperature is "hot"; it must be a number, at least 0'),
+        ({"temperature": -1}, "temperature is -1; it must be a number, at least 0"),
+        ({"temperature": True}, "temperature is true"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"top_p": 0}, "top_p is 0; it must be a number, greater than 0 and at most 1"),
+        ({"top_p": [0.9]}, "top_p is [0.9]"),
+        ({"top_k": 1.5}, "top_k is 1.5; it must be a whole number"),
+        ({"top_k": -2}, "top_k is -2"),
+        ({"min_p": 1.1}, "min_p is 1.1; it must be a number, from 0 to 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be a number, greater than 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is Infinity"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be a whole number, at least 1"),
+        ({"max_new_tokens": "20"}, 'max_new_tokens is "20"'),
+        ({"do_sample": "no"}, 'do_sample is "no"; it must be true or false'),
+        ({"eos_token_id": "</s>"}, 'eos_token_id is "</s>"; it must be a token id or a list'),
+        ({"eos_token_id": [1, None]}, "eos_token_id is [1, null]"),
+        ({"eos_token_id": [1, 256]}, "each a whole number below 256"),
+        ({"eos_token_id": -1}, "eos_token_id is -1"),
+        ([1], "the file is [1]; it must be a JSON object"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_refused_at_load(tmp_path: Path, config: Any, message: str) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(BundleError) as caught:
+        GenerationDefaults.load(path, vocab=256)
+    assert message in caught.value.what
+    assert (caught.value.where, bool(caught.value.remedy)) == (str(path), True)
+
+
+def test_whole_floats_and_switched_off_filters_pass(tmp_path: Path) -> None:
+    defaults = load(tmp_path, {"top_k": -1, "max_new_tokens": 20.0, "temperature": 0, "surprise": {}})
+    assert (defaults.top_k, defaults.max_tokens, defaults.temperature) == (0, 20, 0.0)

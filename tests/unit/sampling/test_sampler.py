@@ -208,3 +208,17 @@ def test_new_parameters_start_a_row_anew():
     assert sampler.sample(logits, [step(0)])[0].token == 0
     sampler.observe(again)
     assert sampler.sample(logits, [step(0)])[0].token == 5
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e-40, 1e-30, 1e30, 1e300])
+def test_extreme_penalties_stay_finite(penalty: float):
+    """Any penalty greater than 0 is legal; in f32 some become 0 or infinite."""
+    params = SamplingParams(0.0, repetition_penalty=penalty, frequency_penalty=2.0)
+    logits = np.array([[3.0, -3.0, 0.0, 1e5, -1e5, 1.0]], np.float32)
+    history = PenaltyHistory()
+    history.add(range(5), [0, 1])
+    changed = logits[0].copy()
+    history.apply(changed, params)
+    assert np.isfinite(changed).all()
+    sampler = started([step(0, params=params, history=list(range(5)), generated=[0])], vocab=6)
+    assert sampler.sample(logits, [step(0)])[0].token in ((0, 3) if penalty < 1 else (5,))

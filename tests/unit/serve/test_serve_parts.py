@@ -56,7 +56,8 @@ def test_no_triton_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setattr(installation, "CONTAINER", tmp_path)
     with pytest.raises(UserError, match="no tritonserver was found") as error:
         find_triton()
-    assert "pip install 'mm2c[serve]'" in error.value.remedy
+    assert "pip install '.[cpu,serve]'" in error.value.remedy
+    assert "--triton PATH" in error.value.remedy
     with pytest.raises(UserError, match="no tritonserver installation"):
         find_triton(tmp_path / "nothing")
 
@@ -168,6 +169,7 @@ class ServerDouble:
         self.calls: list[str] = []
         self.control = self
         self.pid = os.getpid()
+        self.log = Path("/the/log")
 
     def exit_status(self) -> int | None:
         return self.status
@@ -233,5 +235,7 @@ def test_a_server_that_keeps_dying_is_given_up(supervised: tuple[Supervisor, Ser
         supervisor.look()
     assert server.calls == ["kill", "start"] * CRASHES
     server.status = -9
-    with pytest.raises(UserError, match=r"giving up\nthe log"):
+    with pytest.raises(UserError, match=r"giving up\nthe log") as error:
         supervisor.look()
+    assert "signal 9 (SIGKILL)" in error.value.what
+    assert error.value.where == "/the/log"

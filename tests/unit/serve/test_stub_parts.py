@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mm2c_runtime.errors import BundleError
 from mm2c_runtime.stub import keeper as keeper_module
 from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.keeper import Keeper
@@ -43,6 +44,7 @@ def test_every_stub_of_a_server_finds_the_same_socket(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("MM2C_ENGINE_SOCKET", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     found = {engine_socket(bundle_root(f"/b/model_repository/{m}")) for m in ("minimax_m2", "mm_gate")}
     assert len(found) == 1
     (socket,) = found
@@ -52,6 +54,53 @@ def test_every_stub_of_a_server_finds_the_same_socket(
     monkeypatch.setenv("MM2C_ENGINE_SOCKET", "/run/x.sock")
     assert engine_socket(Path("/b")) == Path("/run/x.sock")
     assert gate_flag(Path("/run/x.sock")) == Path("/run/x.sock.closed")
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the socket's folder would be made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("MM2C_ENGINE_SOCKET", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    return tmp_path / f"mm2c-{os.getuid()}"
+
+
+def test_a_folder_that_others_can_reach_is_refused(folder: Path) -> None:
+    folder.mkdir(mode=0o755)
+    with pytest.raises(BundleError, match=r"open to other users \(mode 0755\)") as error:
+        engine_socket(Path("/b"))
+    assert str(folder) in str(error.value)
+    assert "$XDG_RUNTIME_DIR" in error.value.remedy
+    assert "$MM2C_ENGINE_SOCKET" in error.value.remedy
+    folder.chmod(0o700)
+    assert engine_socket(Path("/b")).parent == folder
+
+
+def test_a_link_in_place_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="is a symbolic link or a file"):
+        engine_socket(Path("/b"))
+
+
+def test_a_folder_of_somebody_else_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = os.getuid()
+    folder.mkdir(mode=0o700)
+    monkeypatch.setattr("os.getuid", lambda: owner + 1)
+    folder.rename(folder.with_name(f"mm2c-{owner + 1}"))
+    with pytest.raises(BundleError, match=f"belongs to the user {owner}, not to {owner + 1}"):
+        engine_socket(Path("/b"))
+
+
+def test_the_runtime_folder_of_the_user_comes_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
+    with pytest.raises(BundleError, match="cannot be made"):
+        engine_socket(Path("/b"))
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    assert engine_socket(Path("/b")).parent == tmp_path / "run" / "mm2c"
 
 
 class GateTriton:

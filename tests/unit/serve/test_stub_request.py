@@ -9,8 +9,10 @@ from typing import Any
 import fake_pb
 import pytest
 
+from mm2c_runtime import option_values
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.options import NAMES
+from mm2c_runtime.option_names import ALIASES, NEUTRAL
+from mm2c_runtime.options import _FLAGS, _RULE, NAMES
 from mm2c_runtime.stub.options import INPUTS, OUTPUTS, PROMPT
 from mm2c_runtime.stub.request import decode
 
@@ -69,6 +71,40 @@ def test_outputs_follow_the_flags() -> None:
     assert "token_ids" in _decode(text_input="a", return_token_ids=True).answer.outputs
     assert "finish_reason" in _decode(text_input="a").answer.outputs
     assert "finish_reason" not in _decode(text_input="a", return_finish_reason=False).answer.outputs
+
+
+# Triton's own names: they arrive as request parameters, and it refuses them as inputs of a `generate` body.
+PARAMETERS_OF_TRITON = {"timeout", "priority"}
+TYPES = {
+    option_values.integer: ("TYPE_INT32", False),
+    option_values.number: ("TYPE_FP32", False),
+    option_values.boolean: ("TYPE_BOOL", False),
+    option_values.logprobs_wanted: ("TYPE_INT32", False),
+    option_values.strings: ("TYPE_STRING", True),
+    option_values.stop_strings: ("TYPE_STRING", True),
+    option_values.integers: ("TYPE_INT32", True),
+}
+SPECIAL = {"seed": "TYPE_INT64", "random_seed": "TYPE_UINT64", "exclude_input_in_output": "TYPE_BOOL"}
+
+
+def test_every_option_with_an_effect_is_an_input_of_its_type() -> None:
+    wanted = {"sampling_parameters": ("TYPE_STRING", False)}
+    for name in {*_RULE, *ALIASES} - PARAMETERS_OF_TRITON:
+        rule = _RULE.get(ALIASES.get(name, name))
+        type, many = TYPES[rule.read] if rule is not None else ("TYPE_BOOL", False)
+        wanted[name] = (SPECIAL.get(name, "TYPE_BOOL" if name in _FLAGS else type), many)
+    given = {name: tuple(option) for name, option in INPUTS.items() if name not in PROMPT}
+    without_effect = {name for name in given if name in NEUTRAL}
+    assert {n: o for n, o in given.items() if n not in without_effect and n != "return_token_ids"} == wanted
+
+
+@pytest.mark.parametrize("name", ["stream", "streaming"])
+def test_streaming_under_both_names(name: str) -> None:
+    assert _decode(text_input="a", **{name: True}).answer.stream
+    assert _decode({name: "true"}, text_input="a").answer.stream
+    assert not _decode({name: "false"}, text_input="a").answer.stream
+    with pytest.raises(RequestError, match=f"{name}: .* is neither true nor false"):
+        _decode({name: "perhaps"}, text_input="a")
 
 
 def test_the_engine_knows_every_input() -> None:

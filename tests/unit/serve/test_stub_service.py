@@ -203,6 +203,6 @@ def test_a_client_that_cannot_be_sent_to_does_not_stop_the_others(service: Servi
 
 
 def test_submit_without_a_connection_says_so() -> None:
-    link = link_module.EngineLink(Path("/nowhere"), lambda event: None, lambda: None)
+    link = link_module.EngineLink(Path("/nowhere"), lambda event: None, lambda ids: None, lambda: None)
     with pytest.raises(RequestError, match="UNAVAILABLE: the engine is not running"):
         link.submit("1", {})

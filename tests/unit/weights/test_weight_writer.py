@@ -25,10 +25,16 @@ from mm2c.weights.dtypes import NUMPY
 from mm2c.weights.evaluate import evaluate
 from mm2c.weights.layout import ALIGNMENT, WeightJob, lay_out, shared_order
 from mm2c.weights.recipe import Cast, Dequantize, Interleave, Recipe, Slice, Source, Stack, Transpose
-from mm2c.weights.writer import write_all, write_rank_weights
+from mm2c.weights.writer import write_all
 
 Make = Callable[..., Path]
 EXPERTS = "model.layers.0.mlp.experts"
+
+
+def write_one(
+    recipes: dict[str, Recipe], checkpoint: Checkpoint, path: Path, progress: Any = None
+) -> writer.WrittenWeights:
+    return write_all([WeightJob(path, recipes)], checkpoint, progress)[0]
 
 
 def rank_recipes(recipes: dict[str, Recipe], rank: int, tp: int) -> dict[str, Recipe]:
@@ -85,7 +91,7 @@ def test_whole_checkpoint(random_checkpoint: Make, tmp_path: Path, quant: str) -
     with Checkpoint.open(random_checkpoint(quant=quant)) as checkpoint:
         recipes = checkpoint.recipes()
         path = tmp_path / "weights.safetensors"
-        check_file(path, recipes, checkpoint, write_rank_weights(recipes, checkpoint, path))
+        check_file(path, recipes, checkpoint, write_one(recipes, checkpoint, path))
 
 
 def test_all_ranks_and_lowerings_in_one_pass(random_checkpoint: Make, tmp_path: Path) -> None:
@@ -112,8 +118,8 @@ def test_all_ranks_and_lowerings_in_one_pass(random_checkpoint: Make, tmp_path: 
 
 def test_two_runs_give_the_same_bytes(random_checkpoint: Make, tmp_path: Path) -> None:
     with Checkpoint.open(random_checkpoint()) as checkpoint:
-        one = write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "a")
-        two = write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "b")
+        one = write_one(checkpoint.recipes(), checkpoint, tmp_path / "a")
+        two = write_one(checkpoint.recipes(), checkpoint, tmp_path / "b")
     assert one.sha256 == two.sha256
 
 
@@ -137,7 +143,7 @@ def test_progress_counts_the_bytes(random_checkpoint: Make, tmp_path: Path) -> N
             return
 
     with Checkpoint.open(random_checkpoint()) as checkpoint:
-        written = write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "a", Counter())
+        written = write_one(checkpoint.recipes(), checkpoint, tmp_path / "a", Counter())
     assert totals == [written.bytes] == [sum(seen)]
 
 
@@ -172,7 +178,7 @@ def test_nan_weight_is_found_while_repacking(random_checkpoint: Make, tmp_path: 
     with Checkpoint.open(folder) as checkpoint:
         checkpoint.validate_values()  # the scales are fine
         with pytest.raises(UserError) as caught:
-            write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "w")
+            write_one(checkpoint.recipes(), checkpoint, tmp_path / "w")
     assert f"{name}[0, 130] is nan" in caught.value.what
     assert not (tmp_path / "w").exists()
 
@@ -183,7 +189,7 @@ def test_infinite_dense_weight(random_checkpoint: Make, tmp_path: Path) -> None:
         Checkpoint.open(folder) as checkpoint,
         pytest.raises(UserError, match=r"model\.norm\.weight\[2\] is inf"),
     ):
-        write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "w")
+        write_one(checkpoint.recipes(), checkpoint, tmp_path / "w")
 
 
 def test_too_little_space_is_seen_before_writing(
@@ -194,7 +200,7 @@ def test_too_little_space_is_seen_before_writing(
 
     monkeypatch.setattr(writer.os, "statvfs", lambda _: Status)
     with Checkpoint.open(random_checkpoint()) as checkpoint, pytest.raises(UserError) as caught:
-        write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "w")
+        write_one(checkpoint.recipes(), checkpoint, tmp_path / "w")
     assert "not enough disk space" in caught.value.what
     assert list(tmp_path.iterdir()) == []
 
@@ -208,10 +214,11 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 from mm2c.checkpoint import Checkpoint
 from mm2c.errors import UserError
-from mm2c.weights.writer import write_rank_weights
+from mm2c.weights.layout import WeightJob
+from mm2c.weights.writer import write_all
 with Checkpoint.open(sys.argv[1]) as checkpoint:
     try:
-        write_rank_weights(checkpoint.recipes(), checkpoint, Path(sys.argv[2]))
+        write_all([WeightJob(Path(sys.argv[2]), checkpoint.recipes())], checkpoint)
     except UserError as error:
         print(error.what)
 """
@@ -250,14 +257,14 @@ def test_interrupted_pass_removes_every_file(
 
     monkeypatch.setattr(Checkpoint, "read_rows", interrupted)
     with Checkpoint.open(random_checkpoint()) as checkpoint, pytest.raises(KeyboardInterrupt):
-        write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "w")
+        write_one(checkpoint.recipes(), checkpoint, tmp_path / "w")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unwritable_folder(random_checkpoint: Make, tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()  # a folder stands where the file should go
     with Checkpoint.open(random_checkpoint()) as checkpoint, pytest.raises(UserError, match="cannot write w"):
-        write_rank_weights(checkpoint.recipes(), checkpoint, tmp_path / "w")
+        write_one(checkpoint.recipes(), checkpoint, tmp_path / "w")
 
 
 def test_experts_are_streamed_one_by_one() -> None:

@@ -1,0 +1,63 @@
+"""JSON and text of strangers: what cannot be read, carried on or tokenised is refused where it comes in."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from mm2c_runtime.errors import RequestError
+
+MAX_DEPTH = (
+    100  # nesting of lists and objects; whatever recurses over them later stays far from Python's limit
+)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def load_json(name: str, text: str) -> Any:
+    """The value of JSON ``text``. Raises RequestError INVALID_ARGUMENT."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise _too_deep(name) from None
+    except ValueError as error:
+        raise RequestError("INVALID_ARGUMENT", f"{name}: not valid JSON ({error})") from None
+
+
+def check_json(name: str, value: Any) -> None:
+    """Refuses, naming the place, what is nested too deeply, a key that is no string, and text that is none."""
+    level = [(name, value)]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[tuple[str, Any]] = []
+        for place, item in level:
+            if isinstance(item, str):
+                check_text(place, item)
+            elif isinstance(item, dict):
+                for key in item:
+                    if not isinstance(key, str):
+                        raise RequestError("INVALID_ARGUMENT", f"{place}: the key {key!r} is not a string")
+                    check_text(f"{place}: a key", key)
+                inner += [(f"{place}.{key}", below) for key, below in item.items()]
+            elif isinstance(item, (list, tuple)):
+                inner += [(f"{place}[{index}]", below) for index, below in enumerate(item)]
+        if not inner:
+            return
+        level = inner
+    raise _too_deep(name)
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuses a lone surrogate: half of a UTF-16 pair is no character, and UTF-8 cannot carry it."""
+    if text.isascii():
+        return
+    found = _SURROGATE.search(text)
+    if found is not None:
+        raise RequestError(
+            "INVALID_ARGUMENT",
+            f"{name}: has a lone surrogate, U+{ord(found[0]):04X}, at character {found.start()}, "
+            "which is not text; send both halves of the pair, or U+FFFD",
+        )
+
+
+def _too_deep(name: str) -> RequestError:
+    return RequestError("INVALID_ARGUMENT", f"{name}: is nested more than {MAX_DEPTH} levels deep")

@@ -1,0 +1,108 @@
+"""Requests between a client's message and the engine: rendered and tokenised here, a few at a time.
+
+A prompt of 100,000 tokens takes a good part of a second. On the thread that reads a client's messages it would
+hold up every other request of that client and every cancel; in the engine thread it would hold up everybody.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from mm2c_runtime.answer import Event
+from mm2c_runtime.engine import Engine
+from mm2c_runtime.errors import RequestError
+from mm2c_runtime.requests import parse_request
+
+WORKERS = 4  # the tokenizer works outside Python's lock
+log = logging.getLogger("mm2c.server")
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    id: str
+    fields: Mapping[str, Any]
+    on_event: Callable[[Event], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+
+
+class Intake:
+    """Shared by all connections. ``submit`` and ``cancel`` never block; everything about a request, refusals
+    too, comes as its events. A cancel counts from the moment of ``submit`` on."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pending: dict[str, _Pending] = {}  # not yet with the engine
+        self._lock = threading.Lock()
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="mm2c-intake")
+
+    def submit(self, request_id: str, fields: Mapping[str, Any], on_event: Callable[[Event], None]) -> None:
+        """The caller sees to it that no other request of this id is on its way or running."""
+        pending = _Pending(request_id, fields, on_event)
+        with self._lock:
+            self._pending[request_id] = pending
+        try:
+            self._workers.submit(self._prepare, pending)
+        except RuntimeError:  # closed
+            self._refuse(pending, RequestError("UNAVAILABLE", "the engine is shutting down"))
+
+    def cancel(self, request_id: str) -> None:
+        """Unknown ids are ignored."""
+        with self._lock:
+            pending = self._pending.get(request_id)
+            if pending is not None:
+                pending.cancelled.set()
+                return
+        self._engine.cancel(request_id)
+
+    def close(self) -> None:
+        """Nothing more is prepared; what has not reached the engine is refused with UNAVAILABLE."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            left = [pending for pending in self._pending.values() if not pending.begun]
+        for pending in left:
+            self._refuse(pending, RequestError("UNAVAILABLE", "the engine is shutting down"))
+
+    def _prepare(self, pending: _Pending) -> None:
+        with self._lock:
+            if self._pending.get(pending.id) is not pending:  # refused by ``close``
+                return
+            pending.begun = True
+        if pending.cancelled.is_set():
+            self._end_unprepared(pending)
+            return
+        try:
+            self._engine.submit(pending.id, parse_request(pending.fields), pending.on_event)
+        except RequestError as error:
+            self._refuse(pending, error)
+        except Exception as error:  # a bug met by one request must not end the others
+            log.exception("request %s failed before it started", pending.id)
+            self._refuse(pending, RequestError("INTERNAL", f"{type(error).__name__}: {error}"))
+        else:
+            self._take(pending)
+            if pending.cancelled.is_set():
+                self._engine.cancel(pending.id)
+
+    def _end_unprepared(self, pending: _Pending) -> None:
+        if self._take(pending):
+            ending = {"finish_reason": "cancelled", "num_input_tokens": 0, "num_output_tokens": 0, "seed": 0}
+            pending.on_event({"type": "finish", "id": pending.id, **ending})
+
+    def _refuse(self, pending: _Pending, error: RequestError) -> None:
+        if self._take(pending):
+            pending.on_event(
+                {"type": "error", "id": pending.id, "code": error.code, "message": error.message}
+            )
+
+    def _take(self, pending: _Pending) -> bool:
+        """From here on a cancel goes to the engine. False where the request was taken before."""
+        with self._lock:
+            if self._pending.get(pending.id) is not pending:
+                return False
+            del self._pending[pending.id]
+            return True

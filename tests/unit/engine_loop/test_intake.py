@@ -1,0 +1,172 @@
+"""A prompt that takes long to prepare holds up no other request, no cancel and no question."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_engine_process import Watch
+from toy_engine import ToyExecutor, toy_engine
+
+from mm2c_runtime.engine import Engine
+from mm2c_runtime.generation import LONG_TEXT
+from mm2c_runtime.server.client import EngineClient
+from mm2c_runtime.server.intake import WORKERS, Intake
+from mm2c_runtime.server.listener import Listener
+
+SLOW = "slow "
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Prompts that begin with SLOW are prepared once this is set."""
+    opened = threading.Event()
+    from mm2c_runtime.generation import Preparer
+
+    prepare = Preparer.prepare
+
+    def slowly(self: Preparer, request: Any) -> Any:
+        if request.text_input.startswith(SLOW):
+            assert opened.wait(10)
+        return prepare(self, request)
+
+    monkeypatch.setattr(Preparer, "prepare", slowly)
+    yield opened
+    opened.set()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = toy_engine(ToyExecutor(delay=0.002))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(engine: Engine, tmp_path: Path) -> Iterator[EngineClient]:
+    listener = Listener(engine, tmp_path / "s", {}, on_shutdown=lambda: None)
+    watch = Watch()
+    made = EngineClient(str(tmp_path / "s"), watch)
+    made.watch = watch  # type: ignore[attr-defined]
+    made.connect(5)
+    yield made
+    made.close()
+    listener.close()
+
+
+def ask(client: EngineClient, request_id: str, prompt: str, **options: Any) -> None:
+    client.submit(request_id, {"text_input": prompt, "stream": True, "ignore_eos": True, **options})
+
+
+def test_others_overtake_a_slow_prompt_of_the_same_client(client: Any, gate: threading.Event) -> None:
+    ask(client, "running", "p")
+    client.watch.wait("running", ("delta",))
+    ask(client, "slow", SLOW, max_tokens=3)
+    ask(client, "quick", "p", max_tokens=3)
+    assert client.watch.wait("quick", timeout=2)["finish_reason"] == "length"
+    assert client.ping(1) < 1
+    client.cancel("running")
+    assert client.watch.wait("running", timeout=2)["finish_reason"] == "cancelled"
+    assert "slow" not in client.watch.events
+    gate.set()
+    assert client.watch.wait("slow")["finish_reason"] == "length"
+
+
+def test_a_cancel_before_the_request_was_prepared_counts(client: Any, gate: threading.Event) -> None:
+    count = WORKERS + 2  # the last two wait for a worker
+    for number in range(count):
+        ask(client, str(number), SLOW)
+    for number in range(count):
+        client.cancel(str(number))
+    client.ping(1)  # the cancels have arrived
+    gate.set()
+    for number in range(count):
+        end = client.watch.wait(str(number))
+        assert (end["type"], end["finish_reason"]) == ("finish", "cancelled")
+        assert end["num_output_tokens"] <= 1
+    ask(client, "0", "p", max_tokens=2)  # the id is free again
+    end = time.monotonic() + 5
+    while sum(event["type"] == "finish" for event in client.watch.events["0"]) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(
+    client: Any, engine: Engine, gate: threading.Event
+) -> None:
+    for number in range(WORKERS + 2):
+        ask(client, str(number), SLOW)
+    client.ping(1)
+    client.close()
+    time.sleep(0.05)
+    gate.set()
+    time.sleep(0.05)
+    end = time.monotonic() + 2
+    while engine.in_flight:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    assert engine.stats()["generated_tokens"] < 50
+
+
+def test_an_id_that_is_being_prepared_is_taken(client: Any, gate: threading.Event, tmp_path: Path) -> None:
+    ask(client, "a", SLOW, max_tokens=2)
+    client._live.clear()  # as a client that does not keep count
+    ask(client, "a", "p")
+    assert "already running" in client.watch.wait("a")["message"]
+
+
+def test_closing_refuses_what_was_not_begun(engine: Engine, gate: threading.Event) -> None:
+    intake, ends = Intake(engine), dict[str, dict[str, Any]]()
+    for number in range(WORKERS + 1):
+        intake.submit(str(number), {"text_input": SLOW}, lambda e: ends.setdefault(e["id"], e))
+    intake.close()
+    assert ends[str(WORKERS)]["code"] == "UNAVAILABLE"
+    assert len(ends) == 1
+    intake.submit("late", {"text_input": "p"}, lambda e: ends.setdefault(e["id"], e))
+    assert ends["late"]["code"] == "UNAVAILABLE"
+
+
+def test_long_texts_are_tokenised_outside_the_lock(engine: Engine) -> None:
+    """``encode`` keeps Python's lock, ``encode_batch`` does not: other threads must run meanwhile."""
+    preparer = engine.preparer
+    text = "the quick brown fox " * 40_000
+    assert len(text) >= LONG_TEXT
+    gaps, done = [0.0], threading.Event()
+
+    def beat() -> None:
+        last = time.perf_counter()
+        while not done.is_set():
+            time.sleep(0.001)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    begin = time.perf_counter()
+    ids = preparer._encode(text)
+    took = time.perf_counter() - begin
+    done.set()
+    thread.join()
+    assert ids[:50] == preparer.tokenizer.encode(text[:400], add_special_tokens=False).ids[:50]
+    assert max(gaps) < took / 2
+
+
+def test_a_frame_nested_too_deeply_ends_its_connection_only(client: Any, tmp_path: Path) -> None:
+    from mm2c_runtime.server.protocol import Reader, encode
+
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.settimeout(5)
+        stream.connect(str(tmp_path / "s"))
+        stream.sendall(encode({"type": "hello", "version": 1}))
+        reader = Reader(stream)
+        assert reader.read()
+        body = b'{"type":"submit","id":"x","fields":' + b'{"a":' * 100_000
+        stream.sendall(len(body).to_bytes(4, "little") + body)
+        assert reader.read() is None
+    assert client.ping(1) < 1
