@@ -55,7 +55,8 @@ def check_host_memory(
     if weights + activations > available:
         raise UserError(
             f"the model does not fit: on the CPU its weights take {weights / 1e9:.0f} GB in fp32, {has}",
-            remedy="build for GPUs or on a machine with more memory, or take a smaller checkpoint",
+            remedy="a machine with more memory, or a smaller checkpoint; --config-only writes the graphs and the "
+            "memory plan of every rank without weights. This version builds no engine for GPUs yet",
         )
     if need > available:
         room = (available - weights - activations) // plan.kv_per_token // options.max_rows

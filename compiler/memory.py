@@ -121,11 +121,6 @@ def plan_memory(
     return MemoryPlan(ranks, rows * context, mapping.dp)
 
 
-def fits(plan: MemoryPlan, available: int) -> bool:
-    """Whether every rank fits into ``available`` bytes with the cache that was asked for."""
-    return plan.per_rank <= available
-
-
 def _ceil(size: int, parts: int) -> int:
     return -(-size // parts)
 

@@ -31,6 +31,7 @@ from mm2c.passes.legality import check_mapping
 from mm2c.progress import Progress, Quiet
 from mm2c.request import BuildReport, BuildRequest
 from mm2c.stages import Stages
+from mm2c_runtime.checksums import remember_contents
 from mm2c_runtime.manifest import CheckpointInfo
 
 __all__ = ["BuildReport", "BuildRequest", "build_bundle"]
@@ -49,7 +50,7 @@ class _Build:
     def __init__(self, request: BuildRequest, progress: Progress) -> None:
         self.request, self.progress = request, progress
         self.started = time.monotonic()
-        self.choice: Choice = select_engine(request.engine)
+        self.choice: Choice = select_engine(request.engine, runs=not request.config_only)
         self.cache = StageCache(cache_root(), request.cache)
 
     def run(self) -> BuildReport:
@@ -85,8 +86,9 @@ class _Build:
                 known = stages.weights(program, checkpoint, key_of([data, graphs]), stage)
                 carried.write_all(found.folder, stage)
                 self._write_memory(stage, config, formats, options, memory)
-                write_manifest(stage, config, options, program.lowerings, source, key, known)
+                manifest = write_manifest(stage, config, options, program.lowerings, source, key, known)
                 size = _bytes_in(stage)
+            remember_contents(output, manifest.files)
             return self._report(output, checkpoint.notes, stages, size, memory["summary"], memory)
 
     def _config_only(self) -> BuildReport:

@@ -38,24 +38,24 @@ def gpu_name() -> str | None:
     return lines[0].strip() if asked.returncode == 0 and lines else None
 
 
-def select_engine(asked: str) -> Choice:
-    """Resolve ``--engine``.
+def select_engine(asked: str, *, runs: bool = True) -> Choice:
+    """Resolve ``--engine``. ``runs`` False: graphs alone are wanted, the engine need not be installed.
 
     Raises:
         UserError: an engine that does not exist, is not built by this version, or is not installed here.
     """
     if asked not in KNOWN:
         raise UserError(f"no engine is called '{asked}'", remedy=f"one of: {', '.join(KNOWN)}")
-    if asked != "auto":
-        if asked not in BUILDABLE:
-            raise UserError(
-                f"this version of mm2c does not build the {asked} engine yet",
-                where="--engine",
-                remedy="--engine onnxruntime (or auto); the README's support table says what each version builds",
-            )
+    if asked not in ("auto", *BUILDABLE):
+        raise UserError(
+            f"this version of mm2c does not build the {asked} engine yet",
+            where="--engine",
+            remedy="--engine onnxruntime (or auto); the README's support table says what each version builds",
+        )
+    if runs:
         _check_installed()
+    if asked != "auto":
         return Choice(asked, "asked for")
-    _check_installed()
     gpu = gpu_name()
     if gpu is None:
         return Choice("onnxruntime", "no NVIDIA GPU on this machine")

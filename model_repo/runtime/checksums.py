@@ -42,9 +42,7 @@ def check_contents(folder: Path, files: Mapping[str, FileEntry], *, cache: Path 
     """``check_sizes``, then the sha256 of every file. ``cache``: folder of remembered hashes, None for the
     user's."""
     check_sizes(folder, files)
-    memory = (
-        cache or _user_cache()
-    ) / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.json"
+    memory = _memory_of(folder, cache)
     known = _recall(memory)
     stamps = {name: _stamp(folder / name) for name in files}
     fresh = {name: known[name][1] for name in files if name in known and known[name][0] == stamps[name]}
@@ -60,6 +58,17 @@ def check_contents(folder: Path, files: Mapping[str, FileEntry], *, cache: Path 
             )
     if unknown:
         _remember(memory, {name: (stamps[name], fresh[name]) for name in files})
+
+
+def remember_contents(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Take the manifest's hashes for the files' as they are: for who has just written, hashed and placed them."""
+    _remember(_memory_of(folder, None), {name: (_stamp(folder / name), files[name].sha256) for name in files})
+
+
+def _memory_of(folder: Path, cache: Path | None) -> Path:
+    """The file that remembers the hashes of one bundle."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
+    return (cache or _user_cache()) / f"{name}.json"
 
 
 def _sha256(path: Path) -> str:

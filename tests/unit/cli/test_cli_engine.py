@@ -18,6 +18,7 @@ def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="ONNX Runtime is not installed") as refused:
         select_engine(asked)
     assert "pip install '.[cpu]'" in refused.value.remedy
+    assert select_engine(asked, runs=False).engine == "onnxruntime"  # graphs alone need none
 
 
 def test_a_gpu_is_named_with_what_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:

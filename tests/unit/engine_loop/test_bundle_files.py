@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mm2c_runtime.bundle import Bundle, _executor
-from mm2c_runtime.checksums import check_contents, check_sizes
+from mm2c_runtime.checksums import check_contents, check_sizes, remember_contents
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.manifest import FORMAT, FileEntry
 from mm2c_runtime.manifest_file import read_manifest
@@ -168,3 +168,16 @@ assert not heavy, heavy
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_who_wrote_a_bundle_spares_the_first_start_the_hashing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember_contents(folder, entries(folder))
+    hashed: list[Path] = []
+    monkeypatch.setattr("mm2c_runtime.checksums._sha256", lambda path: hashed.append(path) or "")
+    check_contents(folder, entries(folder))
+    assert hashed == []
+    (folder / "tokenizer.json").write_bytes(b"tokenizer.jsoN" * 1000)
+    with pytest.raises(BundleError, match=r"tokenizer\.json was altered"):
+        check_contents(folder, entries(folder))
