@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# An example's time says what else the machine does, not whether it is right.
+settings.register_profile("mm2c", deadline=None, print_blob=True)
+settings.load_profile("mm2c")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))

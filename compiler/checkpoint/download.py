@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from mm2c.errors import UserError
 from mm2c.progress import Progress, Quiet, Stage
 
@@ -40,7 +42,7 @@ def download(
             size = _size(hub.snapshot_download, repo, options)
         blobs = cache / f"models--{repo.replace('/', '--')}" / "blobs"
         with (
-            (progress or Quiet()).stage(f"Downloading {named}, {size / 1e9:.1f} GB", size) as stage,
+            (progress or Quiet()).stage(f"Downloading {named}, {decimal(size)}", size) as stage,
             _quiet_hub(),
             _watched(blobs, stage),
         ):

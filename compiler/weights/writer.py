@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 
 from mm2c.errors import UserError
 from mm2c.progress import Progress, Quiet, Stage
@@ -117,10 +118,8 @@ def check_space(jobs: Sequence[WeightJob], layouts: Sequence[FileLayout]) -> Non
         status = os.statvfs(folder[device])
         free = status.f_bavail * status.f_frsize
         if size > free:
-            what = (
-                f"not enough disk space: the weights need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-            )
-            remedy = f"free {(size - free) / 1e9:.1f} GB, or write to another disk with -o"
+            what = f"not enough disk space: the weights need {decimal(size)}, {decimal(free)} are free"
+            remedy = f"free {decimal(size - free)}, or write to another disk with -o"
             raise UserError(what, where=str(folder[device]), remedy=remedy)
 
 

@@ -170,6 +170,8 @@ def _merged(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in raw.items():
         if name == "sampling_parameters":
             raise invalid("sampling_parameters: cannot be nested")
+        if ALIASES.get(name, name) == "stream":
+            raise invalid(f"sampling_parameters: {name} is an option of its own")
         if value is None:
             continue
         if name in merged and merged[name] != value:

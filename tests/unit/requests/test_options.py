@@ -94,6 +94,7 @@ def test_names_and_forms(fields: dict[str, Any], field: str, value: object) -> N
         ({"ignore_eos": "maybe"}, 'ignore_eos: "maybe" is neither true nor false'),
         ({"max_token": 3}, 'unknown option "max_token"; did you mean "max_tokens"?'),
         ({"qwertz": 3}, 'unknown option "qwertz"'),
+        ({"sampling_parameters": {"stream": True}}, "sampling_parameters: stream is an option of its own"),
         ({"sampling_parameters": "{"}, "sampling_parameters: not valid JSON"),
         ({"sampling_parameters": "[1]"}, "sampling_parameters: a JSON object is expected"),
         ({"sampling_parameters": {"top_j": 1}}, 'unknown option "top_j"; did you mean "top_'),
