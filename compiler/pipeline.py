@@ -13,7 +13,7 @@ from mm2c.bundle.keys import chat_key, content_key, graphs_key
 from mm2c.bundle.manifest import write_manifest
 from mm2c.bundle.memory import write_memory
 from mm2c.bundle.place import check_place, is_bundle
-from mm2c.bundle.staging import check_output, staged
+from mm2c.bundle.staging import check_output, staged, sweep
 from mm2c.checkpoint import (
     Checkpoint,
     assumed_formats,
@@ -65,6 +65,7 @@ class _Build:
                 options = self._checked_options(config, formats)
                 carried.check_chat_files(found.folder)
                 output = request.place(found.folder)
+                sweep(output)
                 check_place(output, found.folder, force=request.force)
                 data = content_key(checkpoint)
                 graphs = graphs_key(config, formats, options, config_only=False)
@@ -98,6 +99,7 @@ class _Build:
         formats = assumed_formats(parsed.model, parsed.quant)
         options = self._checked_options(parsed.model, formats)
         output = request.place(path.parent)
+        sweep(output)
         check_place(output, path.parent, force=request.force)
         key = graphs_key(parsed.model, formats, options, config_only=True)
         if self._is_done(output, key):

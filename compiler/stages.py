@@ -12,6 +12,7 @@ from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.progress import Progress
 from mm2c.weights.layout import WeightJob, lay_out, shared_order
 from mm2c.weights.recipe import Recipe
+from mm2c.weights.recipe_file import write_recipes
 from mm2c.weights.recipe_json import from_json, to_json
 from mm2c_runtime.manifest import Lowering, RankProgram
 
@@ -61,7 +62,7 @@ class Stages:
         self.reused: list[str] = []
 
     def graphs(self, recipes: dict[str, Recipe], key: str, stage: Path) -> Graphs:
-        """Trace, shard, lower and cut; writes ``rank*/*.onnx``."""
+        """Trace, shard, lower and cut; writes ``rank*/*.onnx``, and the recipes of every weight file beside it."""
         from mm2c.lower.onnxruntime import LOWERINGS
 
         title = f"graphs of {self.options.mapping.tp} rank(s)"
@@ -75,6 +76,8 @@ class Stages:
             self.cache.store("graphs", key, stage, [*names, STAGE_FILE])
             self.made.append(title)
         (stage / STAGE_FILE).unlink()
+        for path, of_file in graphs.recipes.items():
+            write_recipes(stage / path, of_file)
         return graphs
 
     def _lowered(self, recipes: dict[str, Recipe], stage: Path, names: list[str]) -> Graphs:

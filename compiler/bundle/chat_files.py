@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +68,7 @@ def check_chat_files(checkpoint: Path) -> None:
         _optional(checkpoint / name)
     tokenizer = _tokenizer(checkpoint / "tokenizer.json", config)
     _check_eos(checkpoint, tokenizer, config)
-    _check_generation(checkpoint / "generation_config.json")
+    _check_generation(checkpoint / "generation_config.json", config)
     _check_template(checkpoint)
 
 
@@ -122,30 +120,14 @@ def _check_eos(checkpoint: Path, tokenizer: Tokenizer, config: ModelConfig) -> N
             )
 
 
-# What sampling can do; the words complete "expected …".
-_SAMPLING: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda v: v >= 0, "a number of at least 0"),
-    "top_p": (lambda v: 0 < v <= 1, "a number above 0, at most 1"),
-    "min_p": (lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-    "top_k": (lambda v: v == int(v) and v >= 0, "a whole number of at least 0"),
-    "repetition_penalty": (lambda v: v > 0, "a number above 0"),
-    "max_new_tokens": (lambda v: v == int(v) and v >= 1, "a whole number of at least 1"),
-}
+def _check_generation(path: Path, config: ModelConfig) -> None:
+    from mm2c_runtime.errors import BundleError
+    from mm2c_runtime.generation_defaults import GenerationDefaults
 
-
-def _check_generation(path: Path) -> None:
-    config = _optional(path)
-    for key, (good, wanted) in _SAMPLING.items():
-        value = config.get(key)
-        if value is None:
-            continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-        if not number or not good(value):
-            raise UserError(
-                f"generation_config.json has {key} = {json.dumps(value)}, expected {wanted}",
-                where=str(path),
-                remedy=f"correct {key}, or remove it",
-            )
+    try:
+        GenerationDefaults.load(path, eos=config.eos, vocab=config.vocab)
+    except BundleError as error:
+        raise UserError(error.what, where=str(path), remedy="correct it, or remove the key") from None
 
 
 def _check_template(checkpoint: Path) -> None:

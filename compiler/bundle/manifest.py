@@ -35,7 +35,7 @@ def write_manifest(
         lowerings=lowerings,
         libraries=libraries(),
         files=entries(stage, known),
-    )
+    ).sealed()
     (stage / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
 

@@ -27,14 +27,22 @@ def _alive(pid: int) -> bool:
 
 
 def sweep(output: Path) -> list[Path]:
-    """Remove what killed builds of this output left behind (``kill -9`` leaves no chance to clean up)."""
-    removed = []
-    for path in output.parent.glob(f".{output.name}.building-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-            removed.append(path)
-    return removed
+    """Clear what killed builds of this output left behind (``kill -9`` leaves no chance to clean up).
+
+    A half-written stage goes. An old bundle that was moved aside comes back where no new one took its place,
+    and goes otherwise.
+    """
+    cleared = []
+    for path in output.parent.glob(f".{output.name}.*-*"):
+        kind, _, pid = path.name.removeprefix(f".{output.name}.").rpartition("-")
+        if kind not in ("building", "old") or not pid.isdigit() or _alive(int(pid)):
+            continue
+        if kind == "old" and not output.exists():
+            os.replace(path, output)
+        else:
+            _remove(path)
+        cleared.append(path)
+    return cleared
 
 
 def check_output(output: Path) -> None:
@@ -69,15 +77,21 @@ def staged(output: Path) -> Iterator[Path]:
     """A temporary folder beside ``output`` that takes its place when the block ends well.
 
     On any exception, Ctrl-C included, the folder is removed and what stood at ``output`` stays as it was.
-    A full disk becomes a UserError with what is free.
+
+    Raises:
+        UserError: the disk is full (with what is free), or something came to stand at ``output``, or changed
+            there, while the block ran.
     """
-    sweep(output)
     stage = _stage_name(output, os.getpid())
     shutil.rmtree(stage, ignore_errors=True)
+    before = _state(output)
     try:
         stage.mkdir()
         yield stage
-        _swap(stage, output)
+        _swap(stage, output, before)
+    except UserError as error:  # the temporary folder is gone when the user reads this
+        where = error.where.replace(str(stage), str(output))
+        raise UserError(error.what, where=where, remedy=error.remedy, exit_code=error.exit_code) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -91,18 +105,43 @@ def staged(output: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _swap(stage: Path, output: Path) -> None:
-    """Put ``stage`` at ``output``; an old bundle is moved aside first and deleted last."""
-    old = output.parent / f".{output.name}.old-{os.getpid()}"
-    if output.exists() or output.is_symlink():
-        os.replace(output, old)
+def _state(output: Path) -> tuple[int, ...] | None:
+    """What stands at ``output``: changes when it is replaced, and when an entry of the folder is."""
     try:
-        os.replace(stage, output)
+        status = output.lstat()
     except OSError:
-        if old.exists():
-            os.replace(old, output)
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _swap(stage: Path, output: Path, before: tuple[int, ...] | None) -> None:
+    """Put ``stage`` at ``output``; an old bundle is moved aside first and deleted last."""
+    old = _old_name(output, os.getpid())
+    try:
+        if _state(output) != before:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output))
+        if before is not None:
+            os.rename(output, old)
+        os.rename(stage, output)  # fails where a file or a folder with content appeared just now
+    except BaseException as error:  # Ctrl-C between the two renames as well
+        if old.exists() and not os.path.lexists(output):
+            os.rename(old, output)
+        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise UserError(
+                "something was put or changed at the output while this build ran; it was left as it is",
+                where=str(output),
+                remedy="run the same command again (its stages are cached), or choose another -o",
+            ) from error
         raise
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old, ignore_errors=True)
-    elif old.exists() or old.is_symlink():
-        old.unlink()
+    _remove(old)
+
+
+def _old_name(output: Path, pid: int) -> Path:
+    return output.parent / f".{output.name}.old-{pid}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

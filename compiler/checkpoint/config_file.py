@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"cannot read {path.name}: {error.strerror}", where=str(path), remedy=again
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is not valid JSON: {error}", where=str(path), remedy=again) from error
     if not isinstance(value, dict):
         raise UserError(f"{path.name} holds no JSON object", where=str(path), remedy=again)

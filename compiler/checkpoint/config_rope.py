@@ -61,7 +61,11 @@ def parse_rope(raw: dict[str, Any], path: Path, head_dim: int, context: int) -> 
     for key in sorted(_REQUIRED[kind]):
         if scaling.get(key) is not None or (kind == "yarn" and key in scaling):
             continue  # YaRN derives a null factor from the two context lengths
-        raise UserError(f"{path.name} asks for {kind} rope scaling without {key}", where=str(path))
+        raise UserError(
+            f"{path.name} asks for {kind} rope scaling without {key}",
+            where=str(path),
+            remedy=f"add {key} to rope_scaling, or set rope_scaling to null",
+        )
     if kind == "default":
         return Rope(float(theta), rotary_dim)
     values = {key: scaling[key] for key in _REQUIRED[kind] | _OPTIONAL[kind] if scaling.get(key) is not None}

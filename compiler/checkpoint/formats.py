@@ -17,7 +17,7 @@ from mm2c.checkpoint.names import (
     outer_tensors,
 )
 from mm2c.checkpoint.shard import TensorInfo
-from mm2c.config import BLOCK, ModelConfig, WeightFormats
+from mm2c.config import ModelConfig, WeightFormats
 from mm2c.errors import UserError
 
 DENSE = ("bf16", "f32", "f16")
@@ -77,13 +77,6 @@ def detect_formats(
             fp8.add(module)
         else:
             dtypes |= of_part
-    if config.intermediate % BLOCK and any(module.endswith(".experts") for module in fp8):
-        what = (
-            f"FP8 experts of intermediate_size {config.intermediate}, no multiple of a scale block ({BLOCK})"
-        )
-        raise UserError(
-            what, where=str(folder), remedy="gate and up share one tensor, so their blocks must not straddle"
-        )
     kept = {name: dtype for name, dtype in dtypes.items() if dtype != "bf16"}
     return WeightFormats(frozenset(fp8), tuple(sorted(kept.items())))
 
@@ -92,7 +85,7 @@ def _dense(name: str, tensors: dict[str, TensorInfo], folder: Path) -> str:
     info = tensors[name]
     if info.dtype not in DENSE:
         what = f"{name} is stored as {info.dtype}; it must be bf16, f32 or f16"
-        raise UserError(what, where=str(folder / info.file))
+        raise UserError(what, where=str(folder / info.file), remedy="store it in bf16, as the releases do")
     return info.dtype
 
 

@@ -24,6 +24,9 @@ class TensorIndex:
     digest: str
 
 
+_AGAIN = f"download the checkpoint again, {INDEX} with its shards"
+
+
 def read_index(folder: Path) -> TensorIndex:
     """Read the index and the header of every shard it names, and check each against the other."""
     for name in _LORA:
@@ -68,11 +71,13 @@ def read_index(folder: Path) -> TensorIndex:
 def _weight_map(index: Path) -> dict[str, str]:
     value = read_json(index).get("weight_map")
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{INDEX} has no weight_map", where=str(index))
+        raise UserError(f"{INDEX} has no weight_map", where=str(index), remedy=_AGAIN)
     for name, file in value.items():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise UserError(
-                f"{INDEX} puts {name} into {file!r}, which is no shard of this folder", where=str(index)
+                f"{INDEX} puts {name} into {file!r}, which is no shard of this folder",
+                where=str(index),
+                remedy=_AGAIN,
             )
     return value
 

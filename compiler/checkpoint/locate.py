@@ -67,6 +67,12 @@ def _locate(
     env = os.environ if env is None else env
     if source is None:
         return _search(revision, cwd, env, progress, config_only)
+    if not source.strip():
+        raise UserError(
+            "the checkpoint's name is empty",
+            where="CHECKPOINT",
+            remedy="give a folder or a hub id org/name, or leave it away to have it found",
+        )
     path = cwd / Path(source).expanduser()
     if path.is_dir() or path.is_file():
         if revision is not None:

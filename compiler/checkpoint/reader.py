@@ -13,6 +13,7 @@ import numpy as np
 from mm2c.checkpoint.config_file import ParsedConfig, read_config
 from mm2c.checkpoint.formats import detect_formats
 from mm2c.checkpoint.index import TensorIndex, read_index
+from mm2c.checkpoint.names import EMBED, HEAD
 from mm2c.checkpoint.recipes import recipes_for_config
 from mm2c.checkpoint.shard import TensorInfo
 from mm2c.checkpoint.validate import check_tensors
@@ -37,15 +38,18 @@ class Checkpoint:
         self.parsed = parsed
         self.config: ModelConfig = parsed.model
         self.tensors: dict[str, TensorInfo] = index.tensors
-        mtp = bool(parsed.raw.get("num_mtp_modules") or parsed.raw.get("use_mtp"))
-        ignored = check_tensors(self.config, self.tensors, folder, tied=parsed.tied, mtp=mtp)
-        self.formats: WeightFormats = detect_formats(
-            self.config, self.tensors, parsed.quant, folder, parsed.tied
-        )
-        self.notes: tuple[str, ...] = (*parsed.notes, *index.notes, *ignored)
-        self._index_digest = index.digest
         self._files: dict[str, int] = {}
         self._maps: dict[str, mmap.mmap] = {}
+        self._index_digest = index.digest
+        self._tied = parsed.tied and not self._has_own_head()
+        mtp = bool(parsed.raw.get("num_mtp_modules") or parsed.raw.get("use_mtp"))
+        ignored = check_tensors(self.config, self.tensors, folder, tied=self._tied, mtp=mtp)
+        self.formats: WeightFormats = detect_formats(
+            self.config, self.tensors, parsed.quant, folder, self._tied
+        )
+        self.notes: tuple[str, ...] = (*parsed.notes, *index.notes, *ignored)
+        if parsed.tied and not self._tied:
+            self.notes += (f"{HEAD} differs from the embedding and is used, though config.json ties the two",)
 
     @classmethod
     def open(cls, folder: str | Path) -> Checkpoint:
@@ -108,7 +112,15 @@ class Checkpoint:
 
     def recipes(self, context: int | None = None) -> dict[str, Recipe]:
         """Recipes of all full graph tensors by canonical name; ``context``: rows of the rope tables."""
-        return recipes_for_config(self.config, self.formats, tied=self.parsed.tied, context=context)
+        return recipes_for_config(self.config, self.formats, tied=self._tied, context=context)
+
+    def _has_own_head(self) -> bool:
+        """Whether a head is stored that is not the embedding: transformers then does not tie the two."""
+        head, embedding = self.tensors.get(HEAD), self.tensors.get(EMBED)
+        if head is None or embedding is None:
+            return False
+        alike = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
+        return not (alike and self.read(HEAD).tobytes() == self.read(EMBED).tobytes())
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -60,7 +60,7 @@ def read_shard(path: Path) -> tuple[dict[str, TensorInfo], bytes]:
         raise UserError(f"shard {path.name} is missing", where=str(path.parent), remedy=_AGAIN) from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot read shard {path.name}: {reason}", where=str(path)) from error
+        raise UserError(f"cannot read shard {path.name}: {reason}", where=str(path), remedy=_AGAIN) from error
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
         tensors = _tensors(header, path.name, 8 + length)

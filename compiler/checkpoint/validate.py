@@ -98,7 +98,7 @@ def _unknown(names: set[str], config: ModelConfig, folder: Path, *, tied: bool, 
         elif _INV_FREQ.fullmatch(name):
             continue  # a table that is always recomputed
         elif tied and name == HEAD:
-            notes.append(f"{HEAD} is ignored: tie_word_embeddings is true")
+            notes.append(f"{HEAD} is ignored: it is the embedding again, and tie_word_embeddings is true")
         else:
             strange.append(name)
     if ignored_mtp:

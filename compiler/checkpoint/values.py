@@ -38,8 +38,11 @@ def validate_values(checkpoint: Checkpoint) -> None:
             raise UserError(what, where=str(checkpoint.folder / info.file), remedy=_AGAIN)
 
 
-def require_finite(name: str, rows: Array, first_row: int = 0) -> None:
-    """UserError where ``rows``, read from row ``first_row`` of the tensor on, hold NaN or an infinity."""
+def require_finite(name: str, rows: Array, first_row: int = 0, *, file: str = "") -> None:
+    """UserError where ``rows``, read from row ``first_row`` of the tensor on, hold NaN or an infinity.
+
+    ``file``: where the tensor lies.
+    """
     unsigned, mask, limit = _CODES[rows.dtype]
     codes = rows.reshape(-1).view(unsigned)
     for start in range(0, codes.size, _WINDOW):
@@ -50,5 +53,7 @@ def require_finite(name: str, rows: Array, first_row: int = 0) -> None:
         place = [int(i) for i in np.unravel_index(index, rows.shape)]
         place[0] += first_row
         raise UserError(
-            f"{name}{place} is {rows.reshape(-1)[index]}: weights are finite numbers", remedy=_AGAIN
+            f"{name}{place} is {rows.reshape(-1)[index]}: weights are finite numbers",
+            where=file,
+            remedy=_AGAIN,
         )

@@ -79,7 +79,7 @@ def serve(
         _refuse_unservable(bundle, manifest)
         _end_on(signal.SIGHUP)
         run = RunDirectory(installation)
-        settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens)
+        settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums)
         server = Server(installation, run, settings)
         supervisor = Supervisor(server, bars.note, start_timeout)
         try:

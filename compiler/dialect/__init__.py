@@ -10,7 +10,7 @@ from mm2c.dialect import (
     attention,
     dist_collective,
     fp8_linear,
-    moe_experts_dense,
+    moe_experts_bf16,
     moe_experts_fp8,
     moe_routing,
     paged_attention,
@@ -28,7 +28,7 @@ ops: dict[str, OpSpec] = {
         paged_attention,
         moe_routing,
         moe_experts_fp8,
-        moe_experts_dense,
+        moe_experts_bf16,
         dist_collective,
     )
 }

@@ -21,8 +21,8 @@ PLUGIN = "M2Fp8Linear"
 
 SCHEMA = define(
     "M2Fp8Linear",
-    "y[..., N] = x[..., K] · (weight[N, K] e4m3 × scale[ceil(N/block_n), ceil(K/block_k)])ᵀ, without bias.",
-    inputs=[("x", "T"), ("weight", E4M3), ("scale", F32)],
+    "y[..., N] = x[..., K] · (w[N, K] e4m3 × scale[ceil(N/block_n), ceil(K/block_k)])ᵀ, without bias.",
+    inputs=[("x", "T"), ("w", E4M3), ("scale", F32)],
     outputs=[("y", "T")],
     attributes=[("block_n", OpSchema.AttrType.INT), ("block_k", OpSchema.AttrType.INT)],
 )
@@ -30,21 +30,21 @@ SCHEMA = define(
 
 def body() -> FunctionProto:
     b = Body(SCHEMA)
-    dense = dequantize(b, "weight", "scale", b.attribute("block_n"), b.attribute("block_k"))
+    dense = dequantize(b, "w", "scale", b.attribute("block_n"), b.attribute("block_k"))
     return b.function(b.MatMul("x", b.CastLike(b.Transpose(dense, perm=[1, 0]), "x")))
 
 
-def reference(x: Tensor, weight: Tensor, scale: Tensor, block_n: int, block_k: int) -> Tensor:
-    return x @ dequantize_reference(weight, scale, block_n, block_k).to(x.dtype).T
+def reference(x: Tensor, w: Tensor, scale: Tensor, block_n: int, block_k: int) -> Tensor:
+    return x @ dequantize_reference(w, scale, block_n, block_k).to(x.dtype).T
 
 
-def fake(x: Tensor, weight: Tensor, scale: Tensor, block_n: int, block_k: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+def fake(x: Tensor, w: Tensor, scale: Tensor, block_n: int, block_k: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], w.shape[0]))
 
 
 @cache
 def register_torch() -> TorchOp:
-    signature = "(Tensor x, Tensor weight, Tensor scale, int block_n, int block_k) -> Tensor"
+    signature = "(Tensor x, Tensor w, Tensor scale, int block_n, int block_k) -> Tensor"
     return register(SCHEMA, "fp8_linear", signature, reference, fake)
 
 

@@ -31,7 +31,7 @@ def lower_experts(rank: LoweredRank) -> None:
       5. the Reshapes to [B·S, H] in front and back to [B, S, H] behind (or behind the all_reduce) fall away:
          the operator takes both forms, only its probabilities must be [B·S, E]
     """
-    for node in [n for n in rank.model.graph if n.op_type in ("M2MoeExpertsFp8", "M2MoeExpertsDense")]:
+    for node in [n for n in rank.model.graph if n.op_type in ("M2MoeExpertsFp8", "M2MoeExpertsBf16")]:
         _lower(rank, node)
     drop_unused(rank.model, rank.recipes)
 

@@ -17,7 +17,7 @@ _TOKENWISE: dict[str, slice] = {
     "M2Fp8Linear": slice(0, 1),
     "M2MoeRouting": slice(0, 1),
     "M2MoeExpertsFp8": slice(0, 3),
-    "M2MoeExpertsDense": slice(0, 3),
+    "M2MoeExpertsBf16": slice(0, 3),
     "DistCollective": slice(0, 1),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mm2c.weights.recipe import Cast, Dequantize, Recipe, Transpose
+from mm2c.weights.recipe import Cast, Recipe, Transpose, dequantize
 
 CONTRIB = "com.microsoft"
 _TYPES = {
@@ -29,7 +29,7 @@ def as_f32(recipe: Recipe) -> Recipe:
 
 def dequantized(weight: Recipe, scale: Recipe, node: ir.Node) -> Recipe:
     """The f32 tensor of an FP8 weight; the block is the node's."""
-    return Dequantize(weight, scale, node.attributes["block_n"].as_int(), node.attributes["block_k"].as_int())
+    return dequantize(weight, scale, node.attributes["block_n"].as_int(), node.attributes["block_k"].as_int())
 
 
 def transposed(recipe: Recipe) -> Recipe:

@@ -18,12 +18,16 @@ def check_mapping(config: ModelConfig, formats: WeightFormats, mapping: Mapping)
             intermediate is not whole scale blocks. The remedy lists the legal values.
     """
     if mapping.tp < 1 or mapping.ep < 1:
-        raise UserError(f"--tp {mapping.tp} --ep {mapping.ep}: both must be at least 1")
+        raise UserError(
+            f"--tp {mapping.tp} --ep {mapping.ep}: both must be at least 1",
+            where="--tp, --ep",
+            remedy="--tp 1 --ep 1",
+        )
     if not 0 <= mapping.rank < mapping.tp:
         raise UserError(f"rank {mapping.rank} is outside the {mapping.tp} ranks of --tp {mapping.tp}")
     fault = _head_fault(config, formats, mapping.tp)
     if fault:
-        raise UserError(f"--tp {mapping.tp}: {fault}", remedy=_legal_tps(config, formats))
+        raise UserError(f"--tp {mapping.tp}: {fault}", where="--tp", remedy=_legal_tps(config, formats))
     fault = _expert_fault(config, formats, mapping.tp, mapping.ep)
     if fault:
         eps = _eps(config, formats, mapping.tp)
@@ -31,7 +35,7 @@ def check_mapping(config: ModelConfig, formats: WeightFormats, mapping: Mapping)
             remedy = f"legal values of --ep with --tp {mapping.tp}: {_listed(eps)}"
         else:
             remedy = _legal_tps(config, formats)
-        raise UserError(f"--tp {mapping.tp} --ep {mapping.ep}: {fault}", remedy=remedy)
+        raise UserError(f"--tp {mapping.tp} --ep {mapping.ep}: {fault}", where="--tp, --ep", remedy=remedy)
 
 
 def stored_formats(graph: RankGraph) -> WeightFormats:

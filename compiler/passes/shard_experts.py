@@ -18,7 +18,7 @@ from mm2c.passes.edit import (
 from mm2c.passes.narrow import join, narrow
 from mm2c.weights.recipe import RankGraph
 
-_OPS = {"M2MoeExpertsFp8": (3, 5), "M2MoeExpertsDense": (3, 4)}  # op -> inputs that hold w13 and w2
+_OPS = {"M2MoeExpertsFp8": (3, 5), "M2MoeExpertsBf16": (3, 4)}  # op -> inputs that hold w13 and w2
 
 
 def shard_experts(graph: RankGraph, config: ModelConfig, mapping: Mapping) -> RankGraph:
@@ -61,7 +61,7 @@ def _shard_layer(
     if node.op_type == "M2MoeExpertsFp8":
         size = config.intermediate
         block_n, block_k = node.attributes["block_n"].as_int(), node.attributes["block_k"].as_int()
-        if size % block_n:
+        if size % block_n and mapping.moe_tp > 1:
             raise PassError(
                 f"gate and up share a scale block of {gate_up}: {size} is not a multiple of {block_n}"
             )

@@ -13,7 +13,8 @@ from pathlib import Path
 
 HEADER = "mm2c-control"  # also the name that mm2c_runtime.stub.model_control sends
 VARIABLE = "MM2C_TRITON_SECRET"
-RESTRICTED = "model-repository,trace,logging"  # what changes the server; clients have no need of it
+# What changes the server, and shared memory: a client that registers a region by name could name the stubs' own.
+RESTRICTED = "model-repository,shared-memory,trace,logging"
 # Fields of /proc/PID/stat behind the command's name: where the arguments begin and end in memory.
 _ARGUMENTS_START, _ARGUMENTS_END = 45, 46
 

@@ -27,6 +27,7 @@ MARK = "MM2C_SERVE_RUN"  # every process below the server carries it: how orphan
 LOG_TAIL = 25  # lines shown when a start fails
 # Of Triton's log: information, warnings, tables, blank lines, and what it says wherever there is no GPU.
 _CHATTER = re.compile(r"[IW]\d{4} |[+|]|\s*$|.*(CudaDriverHelper has not been|Failed to initialize NVML)")
+_FOLDERS = ("MM2C_CACHE", "XDG_CACHE_HOME", "TMPDIR")  # of the environment; Triton runs in another folder
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
@@ -35,7 +36,8 @@ _libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and
 class Settings:
     """``drain``: seconds that running requests get at a stop before the server ends regardless.
 
-    ``kv_tokens``: the engine's KV-cache budget; None for the bundle's own.
+    ``kv_tokens``: the engine's KV-cache budget; None for the bundle's own. ``checksums``: whether the engine
+    compares the files' hashes with the manifest, or only their sizes.
     """
 
     bundle: Path
@@ -45,6 +47,7 @@ class Settings:
     drain: int = 5
     verbose: bool = False
     kv_tokens: int | None = None
+    checksums: bool = True
 
 
 class Server:
@@ -80,6 +83,7 @@ class Server:
             self._process = subprocess.Popen(
                 self.command(),
                 env=self.environment(),
+                cwd=self._run.path,  # Python stubs import from it first: nothing of a stranger may lie there
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -184,8 +188,12 @@ class Server:
         libraries = [str(p) for p in self._installation.libraries]
         inherited = os.environ.get("LD_LIBRARY_PATH")
         kv_tokens = self._settings.kv_tokens
+        named = {name: os.environ[name] for name in _FOLDERS if os.environ.get(name)}
         return {
             **os.environ,
+            **{name: os.path.abspath(path) for name, path in named.items()},
+            **({"PYTHONPATH": _absolute(os.environ["PYTHONPATH"])} if "PYTHONPATH" in os.environ else {}),
+            "MM2C_CHECKSUMS": "full" if self._settings.checksums else "sizes",
             **({} if kv_tokens is None else {"MM2C_KV_TOKENS": str(kv_tokens)}),
             "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
@@ -194,6 +202,10 @@ class Server:
             VARIABLE: self._secret,
             MARK: str(self._run.path),
         }
+
+
+def _absolute(paths: str) -> str:
+    return os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep) if path)
 
 
 def _end_with_supervisor() -> None:

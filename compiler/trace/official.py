@@ -153,7 +153,7 @@ def _fp8_experts(self: Any, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
 
 
 def _dense_experts(self: Any, x: Tensor, ids: Tensor, weights: Tensor) -> Any:
-    return torch.ops.mm2c.moe_experts_dense(x, weights, ids, self.gate_up_proj, self.down_proj, 0)
+    return torch.ops.mm2c.moe_experts_bf16(x, weights, ids, self.gate_up_proj, self.down_proj, 0)
 
 
 def _attention(

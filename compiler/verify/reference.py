@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mm2c.errors import UserError
+from mm2c_runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     from mm2c.checkpoint import Checkpoint
@@ -25,22 +25,14 @@ def fp32_bytes(recipes: dict[str, Recipe]) -> int:
     )
 
 
-def available_bytes() -> int:
-    """Memory that can be taken without swapping (MemAvailable), in bytes."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 62
-
-
 def dense(name: str, recipes: dict[str, Recipe]) -> Recipe:
     """Recipe of a tensor in fp32: block-dequantised where it has scales."""
     from mm2c.config import BLOCK
-    from mm2c.weights.recipe import Cast, Dequantize
+    from mm2c.weights.recipe import Cast, dequantize
 
     recipe = recipes[name]
     scale = recipes.get(f"{name}_scale_inv")
-    return Dequantize(recipe, scale, BLOCK, BLOCK) if scale is not None else Cast(recipe, "f32")
+    return dequantize(recipe, scale, BLOCK, BLOCK) if scale is not None else Cast(recipe, "f32")
 
 
 class Reference:
@@ -52,7 +44,7 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint) -> None:
         recipes = checkpoint.recipes()
         need, have = fp32_bytes(recipes), available_bytes()
-        if need * 1.1 > have:
+        if have is not None and need * 1.1 > have:
             raise UserError(
                 f"the reference needs {need / 1e9:.0f} GB of memory in fp32, {have / 1e9:.0f} GB are free",
                 where=str(checkpoint.folder),

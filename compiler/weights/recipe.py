@@ -176,3 +176,23 @@ class RankGraph:
 
     model: ir.Model
     recipes: dict[str, Recipe] = field(default_factory=dict)
+
+
+def dequantize(weight: Recipe, scale: Recipe, block_n: int, block_k: int) -> Recipe:
+    """``Dequantize`` of a weight whose joined parts may each have blocks of their own.
+
+    Gate and up of an expert are one tensor; where their rows are no multiple of ``block_n``, up begins in the
+    middle of a block. Then the parts are dequantised first and joined after.
+    """
+    if isinstance(weight, Stack) and isinstance(scale, Stack):
+        parts = tuple(
+            dequantize(w, s, block_n, block_k) for w, s in zip(weight.parts, scale.parts, strict=True)
+        )
+        if any(isinstance(part, Concat) for part in parts):
+            return Stack(parts)
+    if not (isinstance(weight, Concat) and isinstance(scale, Concat) and weight.axis == scale.axis == 0):
+        return Dequantize(weight, scale, block_n, block_k)
+    if any(part.shape[0] % block_n for part in weight.parts[:-1]):
+        pairs = zip(weight.parts, scale.parts, strict=True)
+        return Concat(tuple(dequantize(w, s, block_n, block_k) for w, s in pairs), 0)
+    return Dequantize(weight, scale, block_n, block_k)

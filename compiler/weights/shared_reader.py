@@ -49,5 +49,5 @@ class SharedReader:
 
     def _read(self, key: str, start: int, stop: int) -> Array:
         rows = self._files.read_rows(key, start, stop)
-        require_finite(key, rows, start)
+        require_finite(key, rows, start, file=self._files.tensors[key].file)
         return rows

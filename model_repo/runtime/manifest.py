@@ -6,6 +6,8 @@ that travel between segments are named; a collective reads one value of every ra
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -118,3 +120,16 @@ class Manifest(_Frozen):
     lowerings: dict[str, Lowering]  # "fast" and "portable"
     libraries: dict[str, str]  # name -> version at build
     files: dict[str, FileEntry]  # every other file of the bundle, by path relative to it
+    seal: str = ""  # ``sealed``'s digest of all of the above; empty: not checked
+
+    def sealed(self) -> Manifest:
+        """The same with its seal: a manifest that is edited afterwards is found out."""
+        return self.model_copy(update={"seal": self._digest()})
+
+    def is_intact(self) -> bool:
+        """Whether the seal, if there is one, is of this content."""
+        return not self.seal or self.seal == self._digest()
+
+    def _digest(self) -> str:
+        content = self.model_dump(mode="json", exclude={"seal"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -36,13 +36,16 @@ def read_manifest(folder: Path) -> Manifest:
             remedy="build it again with the mm2c that serves it",
         )
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BundleError(
             f"manifest.json: {place}: {first['msg']}", where=str(path), remedy=_REBUILD
         ) from None
+    if not manifest.is_intact():
+        raise BundleError("manifest.json was altered after the build", where=str(path), remedy=_REBUILD)
+    return manifest
 
 
 def read_bundle(folder: Path, *, checksums: bool = True) -> Manifest:

@@ -17,7 +17,8 @@ from mm2c.checkpoint import Checkpoint
 from mm2c.errors import UserError
 from mm2c.pipeline import BuildRequest, build_bundle
 from mm2c.progress import Quiet
-from mm2c.verify.logits import CaseResult, verify_bundle
+from mm2c.verify.logits import CaseResult, _result, verify_bundle
+from mm2c.verify.reference import Reference
 from mm2c.verify.run import verify_checkpoint
 from mm2c_runtime.manifest_file import read_bundle
 
@@ -59,6 +60,12 @@ CASES = (
         dict(layers=1, hidden=128, heads=8, kv_heads=8, head_dim=64, rotary_dim=32, intermediate=128,
              experts=64, top_k=8, vocab=1024, rope_theta=5e6, gate_dtype="f32", seed=5),
         ((1, 1), (4, 4)),
+    ),
+    Case(  # gate and up end inside a scale block
+        "experts-of-cut-blocks",
+        dict(layers=2, hidden=100, heads=5, kv_heads=5, head_dim=48, rotary_dim=12, intermediate=200,
+             experts=6, top_k=3, vocab=600, seed=7),
+        ((1, 1),),
     ),
     Case(
         "yarn",
@@ -104,6 +111,62 @@ def test_the_demo_checkpoint_equals_transformers(
 ) -> None:
     results = build_and_compare(tiny_m2, tmp_path / "bundle", references, tp=tp, ep=ep, fp8=True)
     assert all(r.passed for r in results), [r.as_json() for r in results]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [dict(layers=2, quant="bf16", seed=31), dict(layers=2, quant="bf16", tie_word_embeddings=True, seed=32)],
+)
+def test_the_reference_is_what_transformers_loads_itself(
+    random_checkpoint: Callable[..., Path], shape: dict[str, Any]
+) -> None:
+    """Our own recipes fill the reference: a wrong place would cancel out on both sides, but not here."""
+    import torch
+    from transformers import MiniMaxM2ForCausalLM
+
+    folder = random_checkpoint(**shape)
+    ours = Reference(Checkpoint.open(folder)).model.state_dict()
+    theirs = MiniMaxM2ForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert torch.equal(ours[name], weight), name
+
+
+@pytest.mark.parametrize("intermediate", [256, 200])
+def test_the_references_fp8_weights_are_blocks_times_scales(
+    random_checkpoint: Callable[..., Path], intermediate: int
+) -> None:
+    """The same for FP8, with a dequantisation written out here."""
+    import numpy as np
+
+    folder = random_checkpoint(layers=1, intermediate=intermediate, experts=4, seed=33)
+    checkpoint = Checkpoint.open(folder)
+
+    def dense(name: str) -> Any:
+        weight = checkpoint.read(f"{name}.weight").astype(np.float32)
+        scale = checkpoint.read(f"{name}.weight_scale_inv")
+        n, k = weight.shape
+        return weight * scale[np.arange(n) // 128][:, np.arange(k) // 128]
+
+    ours = Reference(checkpoint).model.state_dict()
+    experts = "model.layers.0.block_sparse_moe.experts"
+    for expert in range(4):
+        gate_up = np.concatenate([dense(f"{experts}.{expert}.w1"), dense(f"{experts}.{expert}.w3")])
+        got = ours["model.layers.0.mlp.experts.gate_up_proj"][expert].numpy()
+        np.testing.assert_array_equal(got, gate_up)
+        down = ours["model.layers.0.mlp.experts.down_proj"][expert].numpy()
+        np.testing.assert_array_equal(down, dense(f"{experts}.{expert}.w2"))
+    q = "model.layers.0.self_attn.q_proj"
+    np.testing.assert_array_equal(ours[f"{q}.weight"].numpy(), dense(q))
+
+
+def test_nan_logits_never_pass() -> None:
+    import numpy as np
+
+    want = [np.arange(3, dtype=np.float32)] * 2
+    got = [want[0], np.asarray([0, 1, np.nan], np.float32)]
+    assert not _result("fast", "prefill", got, want).passed
+    assert not _result("fast", "prefill", got[::-1], want).passed
 
 
 def test_the_comparison_can_fail(

@@ -65,3 +65,65 @@ def test_a_file_in_the_way_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be"):
         check_output(tmp_path / "file" / "bundle")
+
+
+def test_ctrl_c_between_the_renames_brings_the_old_bundle_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "old").write_text("kept")
+    real, calls = os.rename, []
+
+    def rename(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), staged(output) as stage:
+        (stage / "new").write_text("")
+    assert (output / "old").read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_an_old_bundle_that_a_killed_build_moved_aside_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".bundle.old-999999999"
+    aside.mkdir()
+    (aside / "old").write_text("kept")
+    sweep(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "old").read_text() == "kept"
+    aside.mkdir()  # the new bundle took its place before the kill
+    sweep(tmp_path / "bundle")
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("before", ["nothing", "an empty folder", "a bundle"])
+@pytest.mark.parametrize("appears", ["a file", "a folder", "another bundle"])
+def test_what_appears_at_the_output_meanwhile_is_never_replaced(
+    tmp_path: Path, before: str, appears: str
+) -> None:
+    output = tmp_path / "bundle"
+    if before != "nothing":
+        output.mkdir()
+    if before == "a bundle":
+        (output / "manifest.json").write_text("old")
+
+    def build() -> None:
+        with staged(output) as stage:
+            (stage / "manifest.json").write_text("ours")
+            if output.exists():
+                output.rename(tmp_path / "away")
+            if appears == "a file":
+                output.write_text("theirs")
+            else:
+                output.mkdir()
+                name = "thesis.txt" if appears == "a folder" else "manifest.json"
+                (output / name).write_text("theirs")
+
+    with pytest.raises(UserError, match="while this build ran"):
+        build()
+    theirs = output if appears == "a file" else next(output.iterdir())
+    assert theirs.read_text() == "theirs"
+    assert {p.name for p in tmp_path.iterdir()} <= {"bundle", "away"}

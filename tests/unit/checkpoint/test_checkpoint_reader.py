@@ -133,8 +133,23 @@ def test_tied_head_is_the_embedding(random_checkpoint: Make, tmp_path: Path) -> 
     checkpoint = Checkpoint.open(folder)
     head = evaluate(checkpoint.recipes()["lm_head.weight"], checkpoint)
     assert head.tobytes() == checkpoint.read("model.embed_tokens.weight").tobytes()
-    both = Checkpoint.open(edited(random_checkpoint(), tmp_path / "n", tie_word_embeddings=True))
-    assert any("lm_head.weight is ignored" in note for note in both.notes)
+    again = edited(
+        random_checkpoint(),
+        tmp_path / "n",
+        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}),
+        tie_word_embeddings=True,
+    )
+    assert any("lm_head.weight is ignored" in note for note in Checkpoint.open(again).notes)
+
+
+def test_a_head_of_its_own_is_used_even_if_the_config_ties_it(
+    random_checkpoint: Make, tmp_path: Path
+) -> None:
+    """As transformers does, which warns and leaves the two apart."""
+    checkpoint = Checkpoint.open(edited(random_checkpoint(), tmp_path / "m", tie_word_embeddings=True))
+    head = evaluate(checkpoint.recipes()["lm_head.weight"], checkpoint)
+    assert head.tobytes() == checkpoint.read("lm_head.weight").tobytes()
+    assert any("lm_head.weight differs from the embedding" in note for note in checkpoint.notes)
 
 
 def test_mtp_and_inverse_frequencies_are_ignored(random_checkpoint: Make, tmp_path: Path) -> None:

@@ -13,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from typer.testing import CliRunner
 
+from mm2c.checkpoint import Checkpoint
 from mm2c.cli.main import app
+from mm2c.weights.evaluate import evaluate
+from mm2c.weights.recipe_file import read_recipes
 
 MM2C = str(Path(sys.executable).with_name("mm2c"))
 
@@ -109,6 +113,36 @@ def test_an_empty_folder_needs_no_force(built: tuple[Path, Path], tmp_path: Path
     checkpoint, _ = built
     (tmp_path / "x").mkdir()
     assert build(checkpoint, "--tp", 2, "-o", tmp_path / "x")["up_to_date"] is False
+
+
+def test_recipes_lie_beside_every_weight_file(built: tuple[Path, Path]) -> None:
+    checkpoint, bundle = built
+    for weights in bundle.glob("rank*/*.safetensors"):
+        recipes = read_recipes(weights)
+        with safe_open(weights, "np") as stored:
+            assert set(recipes) == set(stored.keys())
+            for name, recipe in recipes.items():
+                assert tuple(stored.get_slice(name).get_shape()) == recipe.shape
+    gate_up = read_recipes(bundle / "rank1" / "weights.safetensors")[
+        "model.layers.0.mlp.experts.gate_up_proj"
+    ]
+    reader = Checkpoint.open(checkpoint)
+    expected = reader.read("model.layers.0.block_sparse_moe.experts.0.w1.weight")[128:]
+    assert evaluate(gate_up, reader)[0, :128].tobytes() == expected.tobytes()
+
+
+def test_an_altered_manifest_is_found_out_and_mended(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, _ = built
+    build(checkpoint, "-o", tmp_path / "x")
+    path = tmp_path / "x" / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"max_rows": 8', '"max_rows": 1'))
+    for verb in (["inspect", str(tmp_path / "x")], ["build", str(checkpoint), "-o", str(tmp_path / "x")]):
+        refused = CliRunner().invoke(app, verb)
+        assert refused.exit_code == 2
+        assert "manifest.json was altered" in refused.output
+    assert build(checkpoint, "--force", "-o", tmp_path / "x")["up_to_date"] is False
+    assert path.read_text() == whole
 
 
 def test_the_memory_plan_is_reported_and_kept(built: tuple[Path, Path], tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_illegal_tp_lists_the_legal_values(
         ("tokenizer.json", "{", ("tokenizer.json does not load", "remedy:")),
         ("tokenizer_config.json", "{", ("tokenizer_config.json is not valid JSON", "remedy:")),
         ("chat_template.jinja", "{% if %}", ("syntax error in line 1", "remedy:")),
-        ("generation_config.json", '{"eos_token_id": 2, "top_p": 7}', ("top_p = 7", "remedy:")),
+        ("generation_config.json", '{"eos_token_id": 2, "top_p": 7}', ("top_p is 7", "remedy:")),
     ],
 )
 def test_chat_files_that_cannot_be_served_are_refused_before_any_work(

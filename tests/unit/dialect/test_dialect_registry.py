@@ -19,7 +19,7 @@ NAMES = [
     "M2PagedAttention",
     "M2MoeRouting",
     "M2MoeExpertsFp8",
-    "M2MoeExpertsDense",
+    "M2MoeExpertsBf16",
     "DistCollective",
 ]
 
@@ -114,7 +114,7 @@ SAMPLES: dict[str, tuple[object, ...]] = {
         128,
         128,
     ),
-    "M2MoeExpertsDense": (
+    "M2MoeExpertsBf16": (
         torch.randn(3, 8),
         torch.rand(3, 2),
         i32(0, 1, 1, 2, 2, 0).view(3, 2),

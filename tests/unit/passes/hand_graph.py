@@ -133,7 +133,7 @@ def hand_graph(config: ModelConfig, formats: WeightFormats | None = None) -> Ran
             names = [f"{stem}.{n}{s}" for n in ("gate_up_proj", "down_proj") for s in ("", "_scale_inv")]
             op, blocks = "M2MoeExpertsFp8", {"block_n": 128, "block_k": 128}
         else:
-            names, op, blocks = [f"{stem}.gate_up_proj", f"{stem}.down_proj"], "M2MoeExpertsDense", {}
+            names, op, blocks = [f"{stem}.gate_up_proj", f"{stem}.down_proj"], "M2MoeExpertsBf16", {}
         y = g.op(op, flat, weights, chosen, *map(g.weight, names), domain="mm2c", first_expert=0, **blocks)
         h = g.op("Add", h, g.op("Reshape", y, tokens))
     h = g.op("GatherND", h, index, batch_dims=1)

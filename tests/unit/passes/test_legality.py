@@ -30,7 +30,7 @@ def test_legal_cuts_of_the_released_model(tp: int, ep: int) -> None:
         (3, 1, "does not divide the model's 8 KV heads", LEGAL),
         (8, 1, "slice 192 of the expert intermediate", "legal values of --ep with --tp 8: 2, 4, 8"),
         (4, 3, "--ep must divide --tp 4", "legal values of --ep with --tp 4: 1, 2, 4"),
-        (0, 1, "at least 1", ""),
+        (0, 1, "at least 1", "--tp 1 --ep 1"),
     ],
 )
 def test_illegal_cuts_of_the_released_model(tp: int, ep: int, what: str, remedy: str) -> None:

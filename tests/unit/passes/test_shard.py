@@ -113,7 +113,7 @@ def test_every_rank_returns_the_whole_logits() -> None:
 def test_first_expert_follows_the_group() -> None:
     graph = hand_graph(CONFIG)
     for own, expected in zip(ranks(graph, CONFIG, 4, 2), (0, 0, 4, 4), strict=True):
-        nodes = [n for n in own.model.graph if n.op_type == "M2MoeExpertsDense"]
+        nodes = [n for n in own.model.graph if n.op_type == "M2MoeExpertsBf16"]
         assert [n.attributes["first_expert"].as_int() for n in nodes] == [expected] * CONFIG.layers
 
 

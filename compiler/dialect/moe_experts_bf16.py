@@ -1,4 +1,4 @@
-"""M2MoeExpertsDense: the chosen experts of bf16, f16 or f32 weights."""
+"""M2MoeExpertsBf16: the chosen experts of weights that are not FP8: bf16 as released, f16 or f32 too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PLUGIN = "M2Moe"
 
 SCHEMA = define(
-    "M2MoeExpertsDense",
+    "M2MoeExpertsBf16",
     "As M2MoeExpertsFp8 with w13[E, 2I, H] and w2[E, H, I] of any dense type, cast to that of x "
     "as they are used.",
     inputs=[("x", "T"), ("weights", F32), ("ids", I32), ("w13", "W"), ("w2", "W")],
@@ -45,7 +45,7 @@ def fake(x: Tensor, *_: object) -> Tensor:
 @cache
 def register_torch() -> TorchOp:
     signature = "(Tensor x, Tensor weights, Tensor ids, Tensor w13, Tensor w2, int first_expert) -> Tensor"
-    return register(SCHEMA, "moe_experts_dense", signature, reference, fake)
+    return register(SCHEMA, "moe_experts_bf16", signature, reference, fake)
 
 
 SPEC = OpSpec(SCHEMA, body, PLUGIN, register_torch)

@@ -1,0 +1,32 @@
+"""The recipes of a weight file, kept beside it in the bundle: what a refit after a fine-tune reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mm2c.weights.recipe import Recipe
+from mm2c.weights.recipe_json import from_json, to_json
+
+SUFFIX = ".recipes.json"
+
+
+def recipes_path(weights: Path) -> Path:
+    """``rank0/weights.safetensors`` → ``rank0/weights.recipes.json``."""
+    return weights.with_name(weights.name.removesuffix(".safetensors") + SUFFIX)
+
+
+def write_recipes(weights: Path, recipes: dict[str, Recipe]) -> None:
+    """By tensor of ``weights``: its dtype, its shape, and how it comes from the checkpoint's keys."""
+    content = {
+        name: {"dtype": recipe.dtype, "shape": list(recipe.shape), "recipe": to_json(recipe)}
+        for name, recipe in sorted(recipes.items())
+    }
+    lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in content.items())
+    recipes_path(weights).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def read_recipes(weights: Path) -> dict[str, Recipe]:
+    """Inverse of ``write_recipes``."""
+    content = json.loads(recipes_path(weights).read_text(encoding="utf-8"))
+    return {name: from_json(entry["recipe"]) for name, entry in content.items()}
