@@ -78,6 +78,7 @@ def serve(
             (check_contents if checksums else check_sizes)(bundle, manifest.files)
         _refuse_unservable(bundle, manifest)
         _end_on(signal.SIGHUP)
+        _end_on(signal.SIGINT)
         run = RunDirectory(installation)
         settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums)
         server = Server(installation, run, settings)
@@ -98,12 +99,13 @@ def serve(
 
 
 def _end_on(number: int) -> None:
-    """End as on Ctrl-C, unless whoever started this process has it ignored (nohup)."""
+    """End as on Ctrl-C. SIGHUP stays ignored where whoever started this process has it so (nohup); SIGINT does
+    not: a shell has its background jobs ignore it, and `kill -INT` would do nothing."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    if signal.getsignal(number) is not signal.SIG_IGN:
+    if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, interrupt)
 
 

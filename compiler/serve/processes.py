@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 STUB = "triton_python_backend_stub"
+ENGINE = b"mm2c_runtime.server.process"  # as its command line names the module
 
 
 def alive(pid: int) -> bool:
@@ -46,6 +48,16 @@ def marked(variable: str, value: str) -> list[int]:
             continue
         if pid != os.getpid() and mark in environment.split(b"\0") and alive(pid):
             found.append(pid)
+    return found
+
+
+def engines(variable: str, value: str) -> list[int]:
+    """The engine processes among the marked."""
+    found = []
+    for pid in marked(variable, value):
+        with suppress(OSError):
+            if ENGINE in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
     return found
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from mm2c.errors import UserError
 from mm2c.serve.control import Control
 from mm2c.serve.installation import Installation
 from mm2c.serve.ports import Ports
-from mm2c.serve.processes import ending, kill_marked, stubs_of
+from mm2c.serve.processes import ending, engines, kill_marked, stubs_of
 from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import RunDirectory
 from mm2c.serve.secret import VARIABLE, blank, new_secret, restrictions
 
 MARK = "MM2C_SERVE_RUN"  # every process below the server carries it: how orphans are found
 LOG_TAIL = 25  # lines shown when a start fails
+TELL_SECONDS = 5  # that clients get to hear of the end of what outlived the drain
 # Of Triton's log: information, warnings, tables, blank lines, and what it says wherever there is no GPU.
 _CHATTER = re.compile(r"[IW]\d{4} |[+|]|\s*$|.*(CudaDriverHelper has not been|Failed to initialize NVML)")
 _FOLDERS = ("MM2C_CACHE", "XDG_CACHE_HOME", "TMPDIR")  # of the environment; Triton runs in another folder
@@ -123,18 +125,28 @@ class Server:
         self._was_ready = True
 
     def stop(self) -> None:
-        """SIGTERM, let requests finish for ``drain`` seconds, then kill whatever is left by pid.
+        """SIGTERM, let requests finish for ``drain`` seconds, then end those that go on, then kill what is left.
 
+        They are ended by ending their engine: the stub then tells each client so, instead of a cut connection.
         A server that never was ready has nothing to finish, and Triton hears no signal while it loads.
         """
         process = self._process
         if process is not None and process.poll() is None and self._was_ready:
             process.terminate()
-            try:
-                process.wait(self._settings.drain + 5)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            if not self._ends_within(self._settings.drain):
+                for pid in engines(MARK, str(self._run.path)):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self._ends_within(TELL_SECONDS)
         self.kill()
+
+    def _ends_within(self, seconds: float) -> bool:
+        assert self._process is not None
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def kill(self) -> None:
         """End the server and everything below it now, and take its shared memory and socket away."""
@@ -178,7 +190,7 @@ class Server:
             f"--http-port={ports.http}",
             f"--grpc-port={ports.grpc}",
             f"--metrics-port={ports.metrics}",
-            f"--exit-timeout-secs={settings.drain}",
+            f"--exit-timeout-secs={settings.drain + TELL_SECONDS}",
             f"--log-verbose={int(settings.verbose)}",
             *restrictions(self._secret),
         ]

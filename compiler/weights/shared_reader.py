@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from mm2c.checkpoint.shard import TensorInfo
-from mm2c.checkpoint.values import require_finite
+from mm2c.weights.finite import require_finite
 
 Array = np.ndarray[Any, Any]
 _WHOLE = 48 << 20  # tensors up to this many bytes are read whole and kept
 _KEPT = 128 << 20  # bytes kept altogether
 
 
+class Stored(Protocol):
+    """Where and how a tensor lies: its file's name, its size in bytes, its shape."""
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
 class TensorFiles(Protocol):
     """What the repacker needs of a ``Checkpoint``."""
 
-    tensors: dict[str, TensorInfo]
+    @property
+    def tensors(self) -> Mapping[str, Stored]: ...
 
     def read_rows(self, key: str, start: int, stop: int) -> Array: ...
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from served import Served
+from tritonclient.utils import InferenceServerException
 
-from mm2c.serve.processes import marked, stubs_of
+from mm2c.serve.processes import engines, marked, stubs_of
 from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import ENVIRONMENTS, sweep
 
@@ -61,6 +62,29 @@ def test_a_second_ctrl_c_does_not_wait(fake_bundle: Path, tmp_path: Path) -> Non
     assert "stopped without waiting" in server.errors.read_text()
 
 
+def test_a_stream_that_outlives_the_drain_is_told_why(fake_bundle: Path, tmp_path: Path) -> None:
+    server = Served(fake_bundle, tmp_path, "--drain", "1")
+    made = _environments_of(server)
+    stream = iter(server.stream(text_input="t", max_tokens=1000000))
+    next(stream)
+    server.process.send_signal(signal.SIGINT)
+    with pytest.raises(InferenceServerException, match="UNAVAILABLE: the engine process ended"):
+        for _ in stream:
+            pass
+    assert server.process.wait(30) == 0
+    assert _leftovers(server, made) == []
+
+
+def test_ctrl_c_reaches_a_background_job_of_a_shell(fake_bundle: Path, tmp_path: Path) -> None:
+    """A non-interactive shell has its background jobs ignore SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = Served(fake_bundle, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert server.stop(signal.SIGINT) == 0
+
+
 @pytest.mark.parametrize("victim", ["engine", "minimax_m2", "server"])
 def test_nothing_stays_after_something_was_killed(server: Served, victim: str) -> None:
     first = _environments_of(server)
@@ -82,11 +106,7 @@ def _pid_of(server: Served, victim: str) -> int:
         return server.triton_pid
     if victim == "minimax_m2":
         return stubs_of(server.triton_pid)[victim]
-    (pid,) = [
-        pid
-        for pid in marked("MM2C_SERVE_RUN", str(server.run))
-        if b"mm2c_runtime.server.process" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    (pid,) = engines("MM2C_SERVE_RUN", str(server.run))
     return pid
 
 
