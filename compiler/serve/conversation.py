@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mm2c_runtime.stub.tool_calls import whole
+from mm2c_runtime.tool_calls import whole
 
 
 class AnswerPart(Protocol):

@@ -10,6 +10,7 @@ from mm2c_runtime.generation import Generation
 from mm2c_runtime.parsing import Delta, MessageStream
 from mm2c_runtime.step import TokenLogprobs
 from mm2c_runtime.stop import StopStrings
+from mm2c_runtime.tool_calls import append_call
 
 Event = dict[str, Any]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
@@ -110,15 +111,6 @@ class Answer:
                 )
             else:
                 append_call(self._calls, {"index": delta.index, "function": {"arguments": delta.text}})
-
-
-def append_call(calls: list[dict[str, Any]], delta: dict[str, Any]) -> None:
-    """Adds an OpenAI-shaped tool-call delta; argument text joins the entry before it where that is the same
-    call."""
-    if calls and "id" not in delta and calls[-1]["index"] == delta["index"]:
-        calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
-    else:
-        calls.append(delta)
 
 
 def merge_deltas(first: Event, second: Event) -> Event:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from tokenizers import Tokenizer
 
@@ -59,6 +59,7 @@ class Bundle:
         only compares sizes. Raises BundleError naming what is wrong, where, and the remedy: also where
         weights and KV cache do not fit into the memory that is available."""
         folder = Path(folder)
+        _check_arguments(threads, verify_checksums)
         manifest = read_manifest(folder)
         _check_servable(folder, manifest, lowering)
         budget = kv_budget(kv_tokens, manifest.limits)
@@ -149,6 +150,22 @@ class Bundle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_arguments(threads: Any, verify_checksums: Any) -> None:
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and (not whole or threads < 1):
+        raise BundleError(
+            f"threads is {threads!r}, not a whole number of at least 1",
+            where="threads",
+            remedy="leave it out for as many as there are CPU cores",
+        )
+    if verify_checksums not in get_args(Checksums):
+        raise BundleError(
+            f"verify_checksums is {verify_checksums!r}, not one of {', '.join(get_args(Checksums))}",
+            where="verify_checksums",
+            remedy="leave it out to have every file compared",
+        )
 
 
 def _check_servable(folder: Path, manifest: Manifest, lowering: str) -> None:

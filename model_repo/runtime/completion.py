@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mm2c_runtime.answer import Event, append_call
+from mm2c_runtime.answer import Event
 from mm2c_runtime.errors import RequestError
+from mm2c_runtime.tool_calls import append_call
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,7 @@ class Engine:
         token_bytes: TokenBytes,
     ) -> None:
         self.preparer = preparer
-        self._executor, self._scheduler = executor, scheduler
-        self._token_bytes = token_bytes
+        self._executor, self._scheduler, self._token_bytes = executor, scheduler, token_bytes
         self._running: dict[str, _Running] = {}  # engine thread only
         self._statistics = Statistics()
         self._commands: deque[tuple[str, Any]] = deque()
@@ -76,11 +75,22 @@ class Engine:
 
     # Called from any thread
 
-    def submit(self, request_id: str, request: GenerateRequest, on_event: OnEvent) -> None:
-        """Renders and tokenises in the calling thread, then queues. Raises RequestError; no event follows a
-        raise."""
+    def submit(
+        self,
+        request_id: str,
+        request: GenerateRequest,
+        on_event: OnEvent,
+        *,
+        submitted: float | None = None,
+    ) -> None:
+        """Renders and tokenises in the calling thread, then queues. ``submitted``: when, on the monotonic
+        clock, the request's timeout began; default now. Raises RequestError; no event follows a raise."""
+        submitted = time.monotonic() if submitted is None else submitted
+        timeout = request.options.timeout
+        if timeout is not None and time.monotonic() >= submitted + timeout:
+            raise RequestError("CANCELLED", f"the timeout of {timeout:g} s ran out before it was prepared")
         generation = self.preparer.prepare(request)
-        sequence = new_sequence(request_id, generation, self.preparer.vocab, now=time.monotonic())
+        sequence = new_sequence(request_id, generation, self.preparer.vocab, now=submitted)
         parser = None
         if generation.parse:
             parser = MessageStream(generation.tools, starts_in_reasoning=generation.starts_in_reasoning)
@@ -285,7 +295,5 @@ class Engine:
         for running in list(self._running.values()):
             try:
                 self._error(running, "UNAVAILABLE", reason)
-            except (
-                Exception
-            ):  # a scheduler that was left in the middle of a step refuses; the others are told
+            except Exception:  # a scheduler left in the middle of a step refuses; the others are told
                 log.exception("request %s was not taken back", running.sequence.id)

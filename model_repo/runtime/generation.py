@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from mm2c_runtime.generation_defaults import GenerationDefaults
 from mm2c_runtime.json_input import check_text
 from mm2c_runtime.option_values import invalid
+from mm2c_runtime.options import NO_END
 from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.scheduling.allowed import AllowedTokens
 from mm2c_runtime.scheduling.sequence import Sequence
@@ -58,6 +59,7 @@ class Preparer:
     """Renders, tokenises and resolves defaults. Safe to call from several threads, as ``template`` must be.
 
     ``kv_tokens``: the KV budget that a prompt and its answer must fit into, where it is smaller than the context.
+    ``tokenizer`` forgets any truncation and padding of its file, left from training: prompts are never cut.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Preparer:
         vocab: int,
         will_reason: Callable[[str], bool],
     ) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self.tokenizer, self.template, self.defaults = tokenizer, template, defaults
         self.context, self.vocab = context, vocab
         self._room = context if kv_tokens is None else min(context, kv_tokens)
@@ -86,7 +90,7 @@ class Preparer:
             raise invalid("the prompt has no tokens")
         if max(prompt) >= self.vocab:
             raise invalid(f"the prompt has token {max(prompt)}; the model's vocabulary has {self.vocab}")
-        end = defaults.eos if options.end_id is None else frozenset([options.end_id])
+        end = defaults.eos if options.end_id is None else frozenset([options.end_id]) - {NO_END}
         stop_tokens = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else end)
         for name, ids in (("stop_token_ids", options.stop_token_ids), ("end_id", end)):
             for token in ids:

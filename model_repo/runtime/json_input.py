@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 from mm2c_runtime.errors import RequestError
 
@@ -15,9 +16,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_json(name: str, text: str) -> Any:
-    """The value of JSON ``text``. Raises RequestError INVALID_ARGUMENT."""
+    """The value of JSON ``text``, without Python's NaN and Infinity. Raises RequestError INVALID_ARGUMENT."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_not_json)
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError as error:
@@ -25,13 +26,16 @@ def load_json(name: str, text: str) -> Any:
 
 
 def check_json(name: str, value: Any) -> None:
-    """Refuses, naming the place, what is nested too deeply, a key that is no string, and text that is none."""
+    """Refuses, naming the place, what is nested too deeply, a key that is no string, and what is no text or
+    number of JSON."""
     level = [(name, value)]
     for _ in range(MAX_DEPTH + 1):
         inner: list[tuple[str, Any]] = []
         for place, item in level:
             if isinstance(item, str):
                 check_text(place, item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise RequestError("INVALID_ARGUMENT", f"{place}: {item} is not a JSON value")
             elif isinstance(item, dict):
                 for key in item:
                     if not isinstance(key, str):
@@ -57,6 +61,18 @@ def check_text(name: str, text: str) -> None:
             f"{name}: has a lone surrogate, U+{ord(found[0]):04X}, at character {found.start()}, "
             "which is not text; send both halves of the pair, or U+FFFD",
         )
+
+
+def kind(value: Any) -> str:
+    """What ``value`` is, in JSON's words."""
+    names = {dict: "an object", list: "a list", tuple: "a list", str: "a string", bool: "a boolean"}
+    if value is None:
+        return "null"
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _too_deep(name: str) -> RequestError:

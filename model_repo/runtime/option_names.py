@@ -26,13 +26,14 @@ ALIASES = {
     "return_logprobs": "logprobs",
 }
 
+# Which outputs a response has: for the Triton models alone. Here every event has all of them.
+LAYOUT = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens", "return_token_ids")
+
 # Accepted and without effect: every response has these outputs, rows are never padded, and text is joined
 # byte by byte, without spaces of its own.
 _WITHOUT_EFFECT: dict[str, Callable[[str, Any], Any]] = {
     "pad_id": integer,
-    "return_finish_reason": boolean,
-    "return_num_input_tokens": boolean,
-    "return_num_output_tokens": boolean,
+    **dict.fromkeys(LAYOUT, boolean),
     "spaces_between_special_tokens": boolean,
 }
 

@@ -103,6 +103,11 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+def few_and_short(strings: tuple[str, ...], count: int, length: int) -> bool:
+    """At most ``count`` strings, none longer than ``length`` characters."""
+    return len(strings) <= count and all(len(text) <= length for text in strings)
+
+
 def stop_strings(name: str, value: Any) -> tuple[str, ...]:
     """As ``strings``; a lone string may be a JSON list of them, the only form some clients can send a list in."""
     found = strings(name, value)

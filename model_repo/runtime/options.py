@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm2c_runtime.json_input import check_json, load_json
-from mm2c_runtime.option_names import ALIASES, NEUTRAL, accept_neutral
+from mm2c_runtime.option_names import ALIASES, LAYOUT, NEUTRAL, accept_neutral
 from mm2c_runtime.option_values import (
     boolean,
+    few_and_short,
     integer,
     integers,
     invalid,
@@ -24,7 +25,9 @@ from mm2c_runtime.option_values import (
 )
 
 MAX_LOGPROBS = 20
+MAX_SHOWN = 200  # characters of a value in the message that refuses it
 MAX_SEED = 2**64 - 1
+NO_END = -1  # the ``end_id`` of a request that no end token shall end
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Options:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    min_p: float | None = None
+    min_p: float | None = None  # after top_k and top_p, as in transformers; vLLM's comes before them
     repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -44,7 +47,7 @@ class Options:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
-    end_id: int | None = None
+    end_id: int | None = None  # in place of the bundle's end tokens; NO_END: none
     ignore_eos: bool = False
     stream: bool = False
     logprobs: int | None = None  # alternatives a token; 0 is the chosen token's own
@@ -75,10 +78,25 @@ _RULES = (
     _Rule("presence_penalty", number, lambda v: -2 <= v <= 2, "from -2 to 2"),
     _Rule("frequency_penalty", number, lambda v: -2 <= v <= 2, "from -2 to 2"),
     _Rule("seed", integer, lambda v: 0 <= v <= MAX_SEED, f"from 0 to {MAX_SEED}"),
-    _Rule("stop", stop_strings),
-    _Rule("stop_token_ids", integers, lambda v: all(i >= 0 for i in v), "token ids of at least 0"),
-    _Rule("bad_words", strings),
-    _Rule("end_id", integer, lambda v: v >= -1, "a token id, or -1 for none"),
+    _Rule(
+        "stop",
+        stop_strings,
+        lambda v: few_and_short(v, 64, 1024),
+        "at most 64 strings of at most 1,024 characters",
+    ),
+    _Rule(
+        "stop_token_ids",
+        integers,
+        lambda v: len(v) <= 1024 and all(i >= 0 for i in v),
+        "at most 1,024 token ids of at least 0",
+    ),
+    _Rule(
+        "bad_words",
+        strings,
+        lambda v: few_and_short(v, 1024, 256),
+        "at most 1,024 words of at most 256 characters",
+    ),
+    _Rule("end_id", integer, lambda v: v >= NO_END, "a token id, or -1 for none"),
     _Rule("ignore_eos", boolean),
     _Rule("stream", boolean),
     _Rule(
@@ -105,7 +123,7 @@ def parse_options(fields: Mapping[str, Any], *, other_names: Iterable[str] = ())
     Raises RequestError INVALID_ARGUMENT naming the option, its value and the legal range.
     """
     given: dict[str, tuple[str, Any]] = {}
-    for name, value in _merged(fields).items():
+    for name, value in _merged(fields, frozenset(other_names)).items():
         if accept_neutral(name, value):
             continue
         field, result = _read(name, value, other_names)
@@ -122,7 +140,9 @@ def _both(field: str, first: tuple[str, Any], second: tuple[str, Any]) -> Any:
     """The value of an option that was given under two names."""
     (one, before), (other, value) = first, second
     if field in _JOINED:
-        return tuple(dict.fromkeys(before + value))
+        joined = tuple(dict.fromkeys(before + value))
+        _check(field, _RULE[field], joined)
+        return joined
     if before == value:
         return value
     if field == "logprobs" and None not in (before, value) and (one in _FLAGS or other in _FLAGS):
@@ -141,20 +161,24 @@ def _read(name: str, value: Any, other_names: Iterable[str]) -> tuple[str, Any]:
         raise invalid(f'unknown option "{name}"' + (f'; did you mean "{close[0]}"?' if close else ""))
     rule = _RULE[field]
     result = rule.read(name, value)
-    if not rule.legal(result):
-        shown = list(result) if isinstance(result, tuple) else result
-        raise invalid(f"{name}: {json.dumps(shown)} is not allowed; it must be {rule.range}")
+    _check(name, rule, result)
     if field == "top_k":
         return field, max(result, 0)
-    if field == "end_id":
-        return field, None if result < 0 else result
     if field == "timeout":
         return field, result or None
     return field, result
 
 
-def _merged(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with the vLLM backend's ``sampling_parameters`` (a JSON object in a string) spread out."""
+def _check(name: str, rule: _Rule, value: Any) -> None:
+    if not rule.legal(value):
+        shown = json.dumps(list(value) if isinstance(value, tuple) else value)
+        shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+        raise invalid(f"{name}: {shown} is not allowed; it must be {rule.range}")
+
+
+def _merged(fields: Mapping[str, Any], inputs: frozenset[str]) -> dict[str, Any]:
+    """``fields`` with the vLLM backend's ``sampling_parameters`` (a JSON object in a string) spread out, which
+    may not hold ``inputs``, nor what decides on the layout of the answer."""
     merged = {name: value for name, value in fields.items() if value is not None}
     raw = merged.pop("sampling_parameters", None)
     if raw is None:
@@ -170,7 +194,9 @@ def _merged(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in raw.items():
         if name == "sampling_parameters":
             raise invalid("sampling_parameters: cannot be nested")
-        if ALIASES.get(name, name) == "stream":
+        if name in inputs:
+            raise invalid(f"sampling_parameters: {name} is an input of its own")
+        if ALIASES.get(name, name) == "stream" or name in LAYOUT:
             raise invalid(f"sampling_parameters: {name} is an option of its own")
         if value is None:
             continue

@@ -10,11 +10,11 @@ class StopStrings:
 
     The first stop string to be COMPLETED ends the text (of those completed by the same character, the one
     that began first), so the result does not depend on how the text was split. Text is held back only while
-    it may be the beginning of a stop string.
+    it may be the beginning of a stop string. A character costs about one comparison a stop string.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+        self._stops = [_Progress(stop) for stop in stops if stop]
         self._held = ""
         self.hit: str | None = None
 
@@ -24,17 +24,14 @@ class StopStrings:
             return text
         if self.hit is not None:
             return ""
-        text = self._held + text
-        found = []
-        for stop in self._stops:
-            start = text.find(stop)
-            if start >= 0:
-                found.append((start + len(stop), start, stop))
-        if found:
-            _, start, self.hit = min(found)
-            self._held = ""
-            return text[:start]
-        keep = self._beginning(text)
+        before, self._held = self._held, ""
+        for end, char in enumerate(text, len(before) + 1):
+            found = [stop.text for stop in self._stops if stop.take(char)]
+            if found:
+                self.hit = max(found, key=len)
+                return (before + text)[: end - len(self.hit)]
+        text = before + text
+        keep = max(stop.matched for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -43,12 +40,25 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _beginning(self, text: str) -> int:
-        """Length of the longest end of ``text`` with which a stop string begins."""
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+
+class _Progress:
+    """``matched``: the most characters of ``text`` that what was taken so far ends with (Knuth, Morris and
+    Pratt). ``_shorter[n]``: the next smaller such number once n characters match."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.matched = text, 0
+        self._shorter = [0] * (len(text) + 1)
+        matched = 0
+        for place in range(1, len(text)):
+            matched = self._step(matched, text[place])
+            self._shorter[place + 1] = matched
+
+    def take(self, char: str) -> bool:
+        """Whether ``char`` completes the text; nothing may be taken after that."""
+        self.matched = self._step(self.matched, char)
+        return self.matched == len(self.text)
+
+    def _step(self, matched: int, char: str) -> int:
+        while matched and self.text[matched] != char:
+            matched = self._shorter[matched]
+        return matched + (self.text[matched] == char)

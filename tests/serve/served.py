@@ -27,12 +27,14 @@ _WIDE = {"seed": ("INT64", np.int64), "random_seed": ("UINT64", np.uint64)}
 class Served:
     """`mm2c serve BUNDLE` on free ports, from READY until ``stop``."""
 
-    def __init__(self, bundle: Path, folder: Path, *options: str) -> None:
+    def __init__(self, bundle: Path, folder: Path, *options: str, cwd: Path | None = None) -> None:
         self.errors, self.log = folder / "serve.err", folder / "triton.log"
         command = [MM2C, "serve", str(bundle), "--json", "--log", str(self.log), "--drain", "2"]
         command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *options]
         with self.errors.open("w") as errors:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=cwd
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.errors.read_text()

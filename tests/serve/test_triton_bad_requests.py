@@ -69,7 +69,7 @@ def test_two_values_where_one_is_meant(fake_server: Served) -> None:
 
 
 def test_parse_refuses_bad_tools(fake_server: Served) -> None:
-    with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT: tools is not JSON"):
+    with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT: tools: not valid JSON"):
         fake_server.infer("minimax_m2_parse", text="a", tools="[")
     with pytest.raises(InferenceServerException, match="2 values for 1 texts"):
         fake_server.infer("minimax_m2_parse", text="a", starts_in_reasoning=[True, False])

@@ -15,12 +15,12 @@ def _running(server: Served) -> int:
     return int(server.generate(text_input=CENSUS, max_tokens=1)["text_output"].split("#")[1])
 
 
-def _until_idle(server: Served, seconds: float = 3.0) -> float:
+def _until_idle(server: Served) -> None:
+    """Long before the requests, of 1,000 s each, would end by themselves."""
     began = time.monotonic()
     while _running(server):
-        assert time.monotonic() - began < seconds, "the engine still works for a client that is gone"
+        assert time.monotonic() - began < 20, "the engine still works for a client that is gone"
         time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def test_cancelling_a_grpc_stream_frees_the_slot(fake_server: Served) -> None:
@@ -30,7 +30,7 @@ def test_cancelling_a_grpc_stream_frees_the_slot(fake_server: Served) -> None:
         next(parts)
     assert _running(fake_server) == 1
     stream.cancel()
-    assert _until_idle(fake_server) < 1.0
+    _until_idle(fake_server)
 
 
 def test_closing_an_http_stream_frees_the_slot(fake_server: Served) -> None:
@@ -39,4 +39,4 @@ def test_closing_an_http_stream_frees_the_slot(fake_server: Served) -> None:
         next(events)
     assert _running(fake_server) == 1
     events.close()
-    assert _until_idle(fake_server) < 2.0
+    _until_idle(fake_server)

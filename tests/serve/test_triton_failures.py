@@ -16,6 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from mm2c.serve.processes import alive, marked, stubs_of
 
+PATIENCE = 40.0  # seconds on a machine that is busy; an idle one takes two
+
 
 @pytest.fixture
 def server(fake_bundle: Path, tmp_path: Path) -> Iterator[Served]:
@@ -54,18 +56,21 @@ def test_killed_engine_fails_its_requests_and_comes_back(server: Served) -> None
     parts = iter(stream)
     next(parts)
     assert server.ready() == 200
+    blocked = server.run / "engine.sock"
+    blocked.rename(server.run / "former.sock")
+    blocked.touch()  # no engine can bind it: none comes back until the test says so
     os.kill(_engine_of(server), signal.SIGKILL)
-    killed = time.monotonic()
     with pytest.raises(InferenceServerException, match="UNAVAILABLE: the engine process ended") as failed:
         list(parts)
-    assert time.monotonic() - killed < 1.0
     assert failed.value.status() == "StatusCode.UNAVAILABLE"
-    _within(2, lambda: server.ready() == 400)
+    _within(PATIENCE, lambda: server.ready() == 400)
     status, body = server.post("minimax_m2/generate", text_input="t")
-    assert status == 200 or "UNAVAILABLE" in body
-    _within(10, lambda: server.ready() == 200)
+    assert status != 200
+    assert "UNAVAILABLE" in body
+    blocked.unlink()
+    _within(PATIENCE, lambda: server.ready() == 200)
     assert server.generate(text_input="t", max_tokens=2)["text_output"] == "t0 t1 "
-    _within(2, lambda: server.post("minimax_m2_unary/generate", text_input="t")[0] == 200)
+    _within(PATIENCE, lambda: server.post("minimax_m2_unary/generate", text_input="t")[0] == 200)
 
 
 def test_killed_stub_ends_its_streams_and_comes_back(server: Served) -> None:
@@ -73,11 +78,9 @@ def test_killed_stub_ends_its_streams_and_comes_back(server: Served) -> None:
     next(events)
     engine = _engine_of(server)
     os.kill(stubs_of(server.triton_pid)["minimax_m2"], signal.SIGKILL)
-    killed = time.monotonic()
     with contextlib.suppress(OSError, ValueError):  # the connection ends, in one way or another
         list(events)
-    assert time.monotonic() - killed < 5
-    _within(15, lambda: server.ready() == 200)
+    _within(PATIENCE, lambda: server.ready() == 200)
     assert not alive(engine)
     assert server.generate(text_input="t", max_tokens=2)["text_output"] == "t0 t1 "
     assert "the stub of minimax_m2 died" in server.errors.read_text()
@@ -87,18 +90,18 @@ def test_killed_stub_ends_its_streams_and_comes_back(server: Served) -> None:
 def test_killed_side_stub_is_reloaded_while_streams_go_on(server: Served, model: str) -> None:
     stream = server.stream(text_input="t", max_tokens=300)
     parts = iter(stream)
-    next(parts)
+    text = next(parts)["text_output"]
     before = stubs_of(server.triton_pid)[model]
     os.kill(before, signal.SIGKILL)
-    _within(8, lambda: stubs_of(server.triton_pid).get(model, before) != before)
-    _within(2, lambda: server.ready() == 200)
-    assert sum(1 for _ in parts) > 100
+    _within(PATIENCE, lambda: stubs_of(server.triton_pid).get(model, before) != before)
+    _within(PATIENCE, lambda: server.ready() == 200)
+    assert text + "".join(part["text_output"] for part in parts) == "".join(f"t{n} " for n in range(300))
 
 
 def test_killed_server_is_replaced(server: Served) -> None:
     os.kill(server.triton_pid, signal.SIGKILL)
-    _within(3, lambda: server.ready() == 0)
-    _within(15, lambda: server.ready() == 200)
+    _within(PATIENCE, lambda: server.triton_pid not in marked("MM2C_SERVE_RUN", str(server.run)))
+    _within(PATIENCE, lambda: server.ready() == 200)
     assert server.generate(text_input="t", max_tokens=2)["text_output"] == "t0 t1 "
 
 
@@ -123,7 +126,7 @@ def test_killed_supervisor_takes_the_server_with_it(
     run = server.run
     server.process.kill()
     server.process.wait()
-    _within(15, lambda: not marked("MM2C_SERVE_RUN", str(run)))
+    _within(PATIENCE, lambda: not marked("MM2C_SERVE_RUN", str(run)))
     assert run.exists()
     from mm2c.serve.run_directory import sweep
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from served import Served, Stream
 
+CENSUS = "how many requests?"  # the fake engine answers with the number that it runs
 ASK = json.dumps([{"role": "user", "content": "Hello"}])
 TOOLS = json.dumps([{"type": "function", "function": {"name": "get_weather"}}])
 
 
 def test_grpc_streams_tokens_as_they_come(fake_server: Served) -> None:
-    began = time.monotonic()
-    seen, times = [], []
-    for part in fake_server.stream(text_input="t", max_tokens=50, return_token_ids=True):
-        seen.append(part)
-        times.append(time.monotonic() - began)
+    endless = fake_server.stream(text_input="t", max_tokens=100_000)  # 1,000 s
+    assert [next(parts)["text_output"][:3] for parts in [iter(endless)]] == ["t0 "]
+    endless.cancel()
+    seen = list(fake_server.stream(text_input="t", max_tokens=50, return_token_ids=True))
     assert "".join(part["text_output"] for part in seen) == "".join(f"t{n} " for n in range(50))
-    assert times[0] < 0.5 * times[-1]  # 50 tokens of 10 ms: the first did not wait for the last
-    assert len(seen) > 20
+    assert len(seen) > 1
     assert (seen[-1]["finish_reason"], seen[-1]["num_input_tokens"], seen[-1]["num_output_tokens"]) == (
         "length",
         3,
@@ -34,7 +32,7 @@ def test_grpc_streams_tokens_as_they_come(fake_server: Served) -> None:
 def test_generate_stream_streams_the_same(fake_server: Served) -> None:
     events = list(fake_server.generate_stream(text_input="t", max_tokens=20))
     assert "".join(event["text_output"] for event in events) == "".join(f"t{n} " for n in range(20))
-    assert len(events) > 5
+    assert len(events) > 1
     assert events[-1]["finish_reason"] == "length"
 
 
@@ -71,15 +69,20 @@ def test_unary_infer_reaches_the_same_engine(fake_server: Served) -> None:
 
 
 def test_unary_requests_run_together(fake_server: Served) -> None:
-    began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
-        texts = list(pool.map(lambda n: _unary(fake_server, n), range(8)))
-    assert texts == ["".join(f"{n}:{k} " for k in range(10)).encode() for n in range(8)]
-    assert time.monotonic() - began < 8 * 0.1  # one after the other would take 8 x 100 ms
+        answers = [pool.submit(_unary, fake_server, n) for n in range(8)]
+        together = 0
+        while together < 8 and not any(answer.done() for answer in answers):
+            census = fake_server.generate(text_input=CENSUS, max_tokens=1)["text_output"]
+            together = max(together, int(census.split("#")[1]))
+    assert [answer.result() for answer in answers] == [
+        "".join(f"{n}:{k} " for k in range(300)).encode() for n in range(8)
+    ]
+    assert together == 8
 
 
 def _unary(server: Served, n: int) -> bytes:
-    return bytes(server.infer("minimax_m2_unary", text_input=f"{n}:", max_tokens=10)["text_output"][0])
+    return bytes(server.infer("minimax_m2_unary", text_input=f"{n}:", max_tokens=300)["text_output"][0])
 
 
 def test_eight_streams_do_not_mix(fake_server: Served) -> None:

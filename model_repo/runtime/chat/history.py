@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from mm2c_runtime.chat.plain import plain
 from mm2c_runtime.errors import RequestError
+from mm2c_runtime.json_input import check_json, kind, load_json
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 # The names under which clients return reasoning, the template's own first.
@@ -34,7 +35,8 @@ def clean_messages(messages: Any) -> list[dict[str, Any]]:
     form.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
-        _refuse("messages must be a list of at least one message")
+        given = "" if messages in ([], ()) else f", not {kind(messages)}"
+        _refuse(f"messages must be a list of at least one message{given}")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(plain(messages, "messages"))]
 
 
@@ -59,7 +61,7 @@ def clean_tools(tools: Any) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     if not isinstance(tools, (list, tuple)):
-        _refuse("tools must be a list")
+        _refuse(f"tools must be a list of objects, not {kind(tools)}")
     return [_tool(tool, f"tools[{i}]") for i, tool in enumerate(plain(tools, "tools"))] or None
 
 
@@ -68,18 +70,32 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         _refuse(f"{where} must be an object")
     role = message.get("role")
     if role not in ROLES:
-        _refuse(f"{where}.role is {json.dumps(role)}; it must be one of {', '.join(ROLES)}")
+        given = json.dumps(role) if "role" in message else "missing"
+        _refuse(f"{where}.role is {given}; it must be one of {', '.join(ROLES)}")
+    if "content" not in message and role != "assistant":
+        _refuse(f"{where}: content is missing; it may be null, or an empty string")
     cleaned = {key: value for key, value in message.items() if value is not None}
-    cleaned["content"] = _text(message.get("content"), f"{where}.content")
+    cleaned["content"] = _content(message.get("content"), f"{where}.content", role)
     cleaned = name_reasoning(cleaned)
     if not isinstance(cleaned.get("reasoning_content", ""), str):
         _refuse(f"{where}: the reasoning must be a string")
     if "tool_calls" in cleaned:
         calls = cleaned["tool_calls"]
-        if not isinstance(calls, list):
+        if role != "assistant":
+            _refuse(f"{where}.tool_calls: only an assistant message has tool calls")
+        if not isinstance(calls, (list, tuple)):
             _refuse(f"{where}.tool_calls must be a list")
         cleaned["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     return cleaned
+
+
+def _content(content: Any, where: str, role: str) -> Any:
+    """Text; for a tool's result with ``output`` parts a list of these, which templates tell apart."""
+    if role == "tool" and isinstance(content, (list, tuple)):
+        parts = [part if isinstance(part, dict) else {} for part in content]
+        if any("output" in part for part in parts):
+            return [{"output": _part(part, f"{where}[{i}]", "output")} for i, part in enumerate(content)]
+    return _text(content, where)
 
 
 def _text(content: Any, where: str) -> str:
@@ -92,16 +108,18 @@ def _text(content: Any, where: str) -> str:
     return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: Any, where: str, also: str = "text") -> str:
+    """The text of one part, under ``text`` or the name ``also``."""
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
         _refuse(f"{where} must be a string or an object with a type")
     if part.get("type", "text") not in _TEXT_PARTS:
         _refuse(f"{where} has type {json.dumps(part.get('type'))}; this model reads text only")
-    if not isinstance(part.get("text"), str):
-        _refuse(f"{where}.text must be a string")
-    return str(part["text"])
+    name = also if also in part else "text"
+    if not isinstance(part.get(name), str):
+        _refuse(f"{where}.{name} must be a string")
+    return str(part[name])
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -119,10 +137,8 @@ def _arguments(arguments: Any, where: str) -> dict[str, Any]:
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return {}
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments, parse_constant=_not_json)
-        except (ValueError, RecursionError) as error:
-            _refuse(f"{where} is not JSON: {error}")
+        arguments = load_json(where, arguments)
+        check_json(where, arguments)
     if not isinstance(arguments, dict):
         _refuse(f"{where} must be a JSON object, not {json.dumps(arguments)[:80]}")
     return arguments
@@ -138,14 +154,10 @@ def _tool(given: Any, where: str) -> dict[str, Any]:
         tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
     function: Any = tool["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-        _refuse(f"{where} must name its function")
-    if not isinstance(function.get("parameters") or {}, dict):
+        _refuse(f'{where} must name its function: {{"type": "function", "function": {{"name": …}}}}')
+    if not isinstance(function.get("parameters", {}), (dict, type(None))):
         _refuse(f"{where}: parameters must be a JSON schema, that is an object")
     return tool
-
-
-def _not_json(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-import threading
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
@@ -22,30 +20,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 500_000  # loop turns and macro calls in one rendering
-MAX_TEXT = 250_000_000  # characters that one rendering writes and assigns
-MAX_WIDTH = 10_000_000  # characters that one padding, repetition or format makes
+from mm2c_runtime.chat.budget import Budget
+from mm2c_runtime.chat.text_growth import FILTERS, measured_call, take_format, take_join, take_operator
 
 # Filters of ours that a template cannot name, since they are no identifiers.
-_STEP, _CHARGE = "a step", "a charge"
-_WIDE_FILTERS = ("batch", "center", "format", "indent", "slice")
-_WIDE_FORMAT = re.compile(r"%[^%a-zA-Z]*\d{8}|\{[^}]*\d{8}")
-
-
-class _Budget(threading.local):
-    steps = text = 0
+_STEP, _ASSIGNED, _WRITTEN = "a step", "an assignment", "an output"
+MAX_INDENT = 16  # characters a level of JSON
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
-    """Renders as transformers' environment does, within a budget that ``start`` fills for one rendering."""
+    """Renders as transformers' environment does, within a budget that ``start`` fills for one rendering.
 
-    intercepted_binops = frozenset(("*", "**", "%"))
+    What makes text takes from the budget before it makes it, so that no text grows beyond what is left.
+    """
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self._budget = _Budget()
-        self.filters.update({name: _narrow(self.filters[name]) for name in _WIDE_FILTERS})
-        self.filters.update({"tojson": _tojson, _STEP: self._step, _CHARGE: self._charge})
+        self._budget = budget = Budget()
+        self.filters.update({name: self._metered(self.filters[name], take) for name, take in FILTERS.items()})
+        self.filters.update({"join": self._join, "tojson": self._tojson})
+        self.filters.update({_STEP: budget.step, _ASSIGNED: budget.shallow, _WRITTEN: budget.written})
         del self.globals["lipsum"]  # random text of any length
         self.globals.update(
             raise_exception=_raise_exception,
@@ -56,45 +52,72 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def start(self) -> None:
         """Fills the budget of this thread's next rendering."""
-        self._budget.steps, self._budget.text = MAX_STEPS, MAX_TEXT
-
-    def _step(self, fixed_text: int) -> None:
-        """One turn of a loop or call of a macro, whose body has so many characters of the template's own."""
-        self._budget.steps -= 1
-        self._budget.text -= fixed_text
-        if self._budget.steps < 0:
-            raise SecurityError(f"the chat template takes more than {MAX_STEPS} steps")
-
-    def _charge(self, value: Any) -> Any:
-        """A value that is written or assigned: so no text grows by doubling, and no output without end."""
-        if isinstance(value, (str, list, tuple)):
-            self._budget.text -= len(value)
-        if self._budget.text < 0:
-            raise SecurityError(f"the chat template makes more than {MAX_TEXT} characters")
-        return value
+        self._budget.start()
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(getattr(obj, "__self__", None), str):
-            _check_width(*args, *kwargs.values())
+        owner = getattr(obj, "__self__", None)
+        if isinstance(owner, (str, bytes)):
+            args = measured_call(self._budget, owner, obj.__name__, args, kwargs)
+        for value in (*args, *kwargs.values()):  # the arguments of a macro are an assignment
+            self._budget.shallow(value)
         return super().call(context, obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         format_method = super().wrap_str_format(value)
-        if format_method is not None:
-            _check_format(value.__self__)
-        return format_method
+        if format_method is None:
+            return None
+
+        def measured(*args: Any, **kwargs: Any) -> str:
+            given = [*args, *kwargs.values()]
+            mappings = [one.values() for one in given if isinstance(one, dict)]  # of format_map
+            take_format(self._budget, value.__self__, [*given, *(one for all in mappings for one in all)])
+            return format_method(*args, **kwargs)
+
+        return measured
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str):
-            _check_format(left)
-            _check_width(*(right if isinstance(right, tuple) else (right,)))
-        elif operator == "*":
-            for sequence, count in ((left, right), (right, left)):
-                if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
-                    _check_width(len(sequence) * count)
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _check_width(left.bit_length() * right)
+        take_operator(self._budget, operator, left, right)
         return super().call_binop(context, operator, left, right)
+
+    def _metered(self, function: Callable[..., Any], take: Callable[..., None]) -> Callable[..., Any]:
+        """The filter ``function``, which first takes for its value as text, and what ``take`` says."""
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @functools.wraps(function)
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            self._budget.written(args[first])
+            take(self._budget, *args[first:], **kwargs)
+            return function(*args, **kwargs)
+
+        return metered
+
+    def _join(self, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+        parts: Any = value
+        if attribute is not None:
+            parts = (self.getitem(part, attribute) for part in value)
+        texts = [str(self._budget.written(part)) for part in parts]
+        take_join(self._budget, str(d), texts)
+        return str(d).join(texts)
+
+    def _tojson(
+        self,
+        x: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """JSON without jinja's HTML escapes: the model was trained on the characters themselves."""
+        for space in (indent, *(separators or ())):
+            if (len(space) if isinstance(space, str) else space or 0) > MAX_INDENT:
+                raise SecurityError(f"the chat template indents JSON by more than {MAX_INDENT}")
+        self._budget.written(x)
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        if indent is None:
+            return encoder.encode(x)
+        return "".join(self._budget.shallow(part) for part in encoder.iterencode(x))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template: nodes.Template = _Meter().visit(super()._parse(source, name, filename))
@@ -115,44 +138,22 @@ class _Meter(NodeTransformer):
 
     def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
         self.generic_visit(node)
-        node.node = _filtered(node.node, _CHARGE)
+        node.node = _filtered(node.node, _ASSIGNED)
         return node
 
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+    def _written(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         node.nodes = [
-            part if isinstance(part, (nodes.TemplateData, nodes.Const)) else _filtered(part, _CHARGE)
+            part if isinstance(part, (nodes.TemplateData, nodes.Const)) else _filtered(part, _WRITTEN)
             for part in node.nodes
         ]
-        return node
+        return node  # type: ignore[no-any-return]
+
+    visit_Output = visit_Concat = _written
 
 
 def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
-
-def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, refusing a width that would make a huge text."""
-    formats = function.__name__ == "do_format"
-
-    @functools.wraps(function)
-    def narrow(*args: Any, **kwargs: Any) -> Any:
-        if formats:
-            _check_format(args[0])
-        _check_width(*args, *kwargs.values())
-        return function(*args, **kwargs)
-
-    return narrow
-
-
-def _check_width(*widths: Any) -> None:
-    if any(isinstance(width, int) and width > MAX_WIDTH for width in widths):
-        raise SecurityError(f"the chat template makes a text wider than {MAX_WIDTH}")
-
-
-def _check_format(text: Any) -> None:
-    if isinstance(text, str) and _WIDE_FORMAT.search(text):
-        raise SecurityError(f"the chat template makes a text wider than {MAX_WIDTH}")
 
 
 class _Generation(Extension):
@@ -194,17 +195,6 @@ class _Namespace(Namespace):
 def _public(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a chat template may not store {name!r}: it begins with an underscore")
-
-
-def _tojson(
-    x: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without jinja's HTML escapes: the model was trained on the characters themselves."""
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -20,8 +20,9 @@ def draw(logits: Logits, params: SamplingParams, uniform: float, scratch: NDArra
     Candidates are ordered by (logit descending, id ascending), which is by probability. Temperature scales
     them, top-k keeps the first k (exactly k, also where the k-th ties with the next), top-p keeps the
     shortest prefix whose share of the remaining probability is at least ``top_p``, min-p keeps those that
-    have at least ``min_p`` times the highest probability. The result is the first candidate whose cumulative
-    weight exceeds ``uniform`` times the total weight, all in f64.
+    have at least ``min_p`` times the highest probability. This is transformers' order; vLLM applies min-p
+    before top-k and top-p, which with min-p and top-p both set may keep fewer. The result is the first
+    candidate whose cumulative weight exceeds ``uniform`` times the total weight, all in f64.
 
     ``logits`` f32[V] with -inf where forbidden, at least one finite; ``scratch`` f64[V] is overwritten.
     """

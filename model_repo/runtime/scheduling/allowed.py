@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 class AllowedTokens:
     """Forbids the stop tokens until ``min_tokens`` are generated, and the last token of every bad word whose
-    other tokens have just been generated."""
+    other tokens have just been generated. A token costs a look-up for each length of bad word, however many
+    words there are."""
 
     def __init__(
         self,
@@ -20,21 +21,31 @@ class AllowedTokens:
         stop_tokens: Iterable[int] = (),
         bad_words: Iterable[Sequence[int]] = (),
     ) -> None:
-        self._vocab = vocab
-        self._min_tokens = min_tokens
-        self._stop_tokens = tuple(stop_tokens)
-        self._bad_words = tuple(tuple(word) for word in bad_words)
+        self._vocab, self._min_tokens = vocab, min_tokens
+        self._last: dict[tuple[int, ...], set[int]] = {}  # of bad words, by their other tokens
+        for word in bad_words:
+            self._last.setdefault(tuple(word[:-1]), set()).add(word[-1])
+        self._always = self._last.pop((), set())
+        self._early = self._always | set(stop_tokens)
+        self._lengths = sorted({len(others) for others in self._last})
+        self._masks: dict[bool, NDArray[np.uint32] | None] = {}  # made once the request runs: they are large
 
     def bitmask(self, generated: Sequence[int]) -> NDArray[np.int32] | None:
-        """int32[ceil(vocab/32)], bit set = allowed; None where everything is."""
-        forbidden = set(self._stop_tokens) if len(generated) < self._min_tokens else set()
-        for word in self._bad_words:
-            before = len(word) - 1
-            if before == 0 or tuple(generated[-before:]) == word[:-1]:
-                forbidden.add(word[-1])
-        if not forbidden:
-            return None
-        words = np.full((self._vocab + 31) // 32, 0xFFFFFFFF, np.uint32)
-        for token in forbidden:
-            words[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << (token % 32)))
-        return words.view(np.int32)
+        """int32[ceil(vocab/32)], bit set = allowed; None where everything is. Not to be written to."""
+        early = len(generated) < self._min_tokens
+        if early not in self._masks:
+            self._masks[early] = self._without(None, self._early if early else self._always)
+        forbidden: set[int] = set()
+        for length in self._lengths:
+            forbidden |= self._last.get(tuple(generated[-length:]), set())
+        allowed = self._without(self._masks[early], forbidden)
+        return None if allowed is None else allowed.view(np.int32)
+
+    def _without(self, allowed: NDArray[np.uint32] | None, tokens: set[int]) -> NDArray[np.uint32] | None:
+        if not tokens:
+            return allowed
+        everything = np.full((self._vocab + 31) // 32, 0xFFFFFFFF, np.uint32)
+        left = everything if allowed is None else allowed.copy()
+        for token in tokens:
+            left[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << (token % 32)))
+        return left

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mm2c_runtime.kv import RowPool
+from mm2c_runtime.scheduling.deadlines import Deadlines
 from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.scheduling.waiting import WaitingQueue
 from mm2c_runtime.step import RowCopy, RowResult, RowStep, StepBatch, StepResult, TokenLogprobs
@@ -37,6 +38,7 @@ class Scheduler:
     def __init__(self, pool: RowPool, *, prefill_chunk: int) -> None:
         self.pool, self.prefill_chunk = pool, prefill_chunk
         self._waiting = WaitingQueue()
+        self._deadlines = Deadlines()
         self._prefilling: Sequence | None = None
         self._decoding: list[Sequence] = []  # by row
         self._batch: StepBatch | None = None  # in flight
@@ -57,11 +59,13 @@ class Scheduler:
         self._arrivals += 1
         sequence.arrival = self._arrivals
         self._waiting.push(sequence)
+        self._deadlines.add(sequence)
 
     def remove(self, sequence: Sequence) -> bool:
         """Forgets a request and frees its row at once; False where it is not (or no longer) here."""
         if self._batch is not None:
             raise ValueError("a step is in flight")
+        self._deadlines.forget(sequence)
         if sequence is self._prefilling:
             self._prefilling = None
         elif sequence in self._decoding:
@@ -92,8 +96,8 @@ class Scheduler:
         self._copies.append(copy)
 
     def expired(self, now: float) -> list[Sequence]:
-        """Requests whose deadline has passed, waiting or running; the caller removes them."""
-        return [s for s in self if s.deadline is not None and s.deadline <= now]
+        """Requests whose deadline has passed, waiting or running, each told once; the caller removes them."""
+        return self._deadlines.passed(now)
 
     def __iter__(self) -> Iterator[Sequence]:
         """Every request that has not ended: decoding, prefilling, waiting."""
@@ -126,7 +130,7 @@ class Scheduler:
         return self._batch
 
     def _admit(self) -> None:
-        sequence = self._waiting.next()
+        sequence = self._waiting.next() if self.pool.free else None
         if sequence is not None and self.pool.fits(sequence.tokens):
             self._waiting.take(sequence)
             sequence.row = self.pool.allocate(sequence.tokens)

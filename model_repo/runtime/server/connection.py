@@ -41,8 +41,14 @@ class Connection:
         self._writer = threading.Thread(target=self._write, name=f"mm2c-write-{number}", daemon=True)
 
     def start(self) -> None:
-        self._writer.start()
-        self._reader.start()
+        """Raises RuntimeError, and ends the connection, where there is no thread for it."""
+        try:
+            self._writer.start()
+            self._reader.start()
+        except RuntimeError:
+            self._outgoing.close()
+            self._shut()
+            raise
 
     def finish(self) -> None:
         """Sends what is queued, then closes."""
@@ -56,7 +62,7 @@ class Connection:
             check_hello(reader.read())
             self._outgoing.put(self._hello)
             while (message := reader.read()) is not None:
-                self._carry_out(message)
+                self._carry_out(message, reader.size)
         except OSError as error:
             log.info("client %d: %s", self._number, error)
         finally:
@@ -65,10 +71,10 @@ class Connection:
             self._shut()
             self._on_closed(self)
 
-    def _carry_out(self, message: Message) -> None:
+    def _carry_out(self, message: Message, size: int) -> None:
         kind = message["type"]
         if kind == "submit":
-            self._submit(str(message.get("id")), message.get("fields"))
+            self._submit(str(message.get("id")), message.get("fields"), size)
         elif kind == "cancel":
             self._intake.cancel(self._inner(str(message.get("id"))))
         elif kind == "stats":
@@ -80,7 +86,7 @@ class Connection:
         else:
             log.warning("client %d: unknown message type %r", self._number, kind)
 
-    def _submit(self, request_id: str, fields: Any) -> None:
+    def _submit(self, request_id: str, fields: Any, size: int) -> None:
         with self._lock:
             known = request_id in self._live
             if isinstance(fields, dict):
@@ -90,7 +96,7 @@ class Connection:
         elif not isinstance(fields, dict):
             self._refuse(request_id, "fields: an object is expected")
         else:
-            self._intake.submit(self._inner(request_id), fields, self._listener(request_id))
+            self._intake.submit(self._inner(request_id), fields, self._listener(request_id), size=size)
 
     def _refuse(self, request_id: str, reason: str) -> None:
         error = RequestError("INVALID_ARGUMENT", reason)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from mm2c_runtime.answer import Event
-from mm2c_runtime.engine import Engine
+from mm2c_runtime.engine import MAX_REQUESTS, Engine
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.requests import parse_request
 
 WORKERS = 4  # the tokenizer works outside Python's lock
+MAX_PENDING = MAX_REQUESTS  # that wait to be prepared, or are
+MAX_PENDING_BYTES = 256 << 20  # of their messages together
 log = logging.getLogger("mm2c.server")
 
 
@@ -27,25 +30,42 @@ class _Pending:
     id: str
     fields: Mapping[str, Any]
     on_event: Callable[[Event], None]
+    size: int  # bytes
+    submitted: float  # on the monotonic clock
     cancelled: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
 
 
 class Intake:
     """Shared by all connections. ``submit`` and ``cancel`` never block; everything about a request, refusals
-    too, comes as its events. A cancel counts from the moment of ``submit`` on."""
+    too, comes as its events. A cancel counts from the moment of ``submit`` on, and so does the timeout."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pending: dict[str, _Pending] = {}  # not yet with the engine
+        self._bytes = 0  # of their messages
         self._lock = threading.Lock()
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="mm2c-intake")
 
-    def submit(self, request_id: str, fields: Mapping[str, Any], on_event: Callable[[Event], None]) -> None:
-        """The caller sees to it that no other request of this id is on its way or running."""
-        pending = _Pending(request_id, fields, on_event)
+    def submit(
+        self,
+        request_id: str,
+        fields: Mapping[str, Any],
+        on_event: Callable[[Event], None],
+        *,
+        size: int = 0,
+    ) -> None:
+        """The caller sees to it that no other request of this id is on its way or running. ``size``: bytes
+        of the message that it came in."""
+        pending = _Pending(request_id, fields, on_event, size, time.monotonic())
         with self._lock:
             self._pending[request_id] = pending
+            self._bytes += size
+            count, waiting = len(self._pending), self._bytes
+        if count > MAX_PENDING or (waiting > MAX_PENDING_BYTES and count > 1):
+            reason = f"{count - 1} requests of {waiting - size} bytes wait to be prepared; try later"
+            self._refuse(pending, RequestError("RESOURCE_EXHAUSTED", reason))
+            return
         try:
             self._workers.submit(self._prepare, pending)
         except RuntimeError:  # closed
@@ -77,7 +97,8 @@ class Intake:
             self._end_unprepared(pending)
             return
         try:
-            self._engine.submit(pending.id, parse_request(pending.fields), pending.on_event)
+            request = parse_request(pending.fields)
+            self._engine.submit(pending.id, request, pending.on_event, submitted=pending.submitted)
         except RequestError as error:
             self._refuse(pending, error)
         except Exception as error:  # a bug met by one request must not end the others
@@ -105,4 +126,5 @@ class Intake:
             if self._pending.get(pending.id) is not pending:
                 return False
             del self._pending[pending.id]
+            self._bytes -= pending.size
             return True

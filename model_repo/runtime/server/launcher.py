@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mm2c_runtime.errors import BundleError
@@ -14,13 +15,16 @@ from mm2c_runtime.server.client import EngineClient
 from mm2c_runtime.server.protocol import remove_stale
 
 _POLL_SECONDS = 0.02
+_FOLDERS = ("MM2C_CACHE", "XDG_CACHE_HOME", "TMPDIR")  # that the engine reads from its environment
 
 
 class EngineProcess:
     """One child at a time. It is killed when the THREAD that called ``start`` ends (Linux's parent-death
     signal), so start it from a thread that lives as long as it should. Its log goes to this process's stderr.
 
-    ``command`` replaces the engine's command line; it must serve ``socket_path``.
+    ``checksums``: "full" or "sizes", as ``Bundle.load`` has them. ``command`` replaces the engine's command
+    line; it must serve ``socket_path``. The child runs in the folder of this package, not in the one that its
+    parent was started in: Python imports from the working folder, where anything may lie.
     """
 
     def __init__(
@@ -31,12 +35,22 @@ class EngineProcess:
         lowering: str = "fast",
         threads: int | None = None,
         kv_tokens: int | None = None,
+        checksums: str = "full",
         command: Sequence[str] | None = None,
     ) -> None:
-        self.socket_path = socket_path
-        self._command = (
-            list(command) if command is not None else _command(bundle_dir, lowering, threads, kv_tokens)
-        )
+        self.socket_path = os.path.abspath(socket_path)
+        if command is None:
+            options = {
+                "--bundle": os.path.abspath(bundle_dir),
+                "--lowering": lowering,
+                "--checksums": checksums,
+                "--threads": threads,
+                "--kv-tokens": kv_tokens,
+            }
+            command = [_python(), "-m", "mm2c_runtime.server.process"]
+            for name, value in options.items():
+                command += [] if value is None else [name, str(value)]
+        self._command = list(command)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -53,7 +67,7 @@ class EngineProcess:
             raise RuntimeError(f"the engine process {self.pid} is still running")
         arguments = ["--socket", self.socket_path, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(
-            [*self._command, *arguments], stdin=subprocess.DEVNULL, env=_environment()
+            [*self._command, *arguments], stdin=subprocess.DEVNULL, env=_environment(), cwd=_package().parent
         )
 
     def wait_ready(self, timeout: float) -> None:
@@ -93,7 +107,8 @@ class EngineProcess:
                 self.kill()
         self._process.wait()
         self._process = None
-        remove_stale(Path(self.socket_path))  # there only if the process was killed
+        with suppress(BundleError):  # what is no stale socket of ours stays
+            remove_stale(Path(self.socket_path))  # there only if the process was killed
 
     def kill(self) -> None:
         """SIGKILL, at once."""
@@ -117,14 +132,6 @@ class EngineProcess:
         return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
 
 
-def _command(bundle_dir: str, lowering: str, threads: int | None, kv_tokens: int | None) -> list[str]:
-    command = [_python(), "-m", "mm2c_runtime.server.process", "--bundle", bundle_dir, "--lowering", lowering]
-    for name, value in (("--threads", threads), ("--kv-tokens", kv_tokens)):
-        if value is not None:
-            command += [name, str(value)]
-    return command
-
-
 def _python() -> str:
     """This interpreter. Embedded in another program (Triton's stub) ``sys.executable`` may name that one,
     or none."""
@@ -134,13 +141,19 @@ def _python() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The child must find this very package, wherever its parent found it."""
+    """The child must find this very package, wherever its parent found it, and every folder that is named
+    relative to the parent's."""
+    given = os.environ.get("PYTHONPATH", "")
+    paths = [os.path.abspath(path) for path in given.split(os.pathsep) if path]
+    found = _package()
+    if found.name == "mm2c_runtime":  # else an editable install maps the name to it, also in the child
+        paths.insert(0, str(found.parent))
+    named = {name: os.environ[name] for name in _FOLDERS if os.environ.get(name)}
+    changed = {name: os.path.abspath(value) for name, value in named.items()}
+    return {**os.environ, **changed, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _package() -> Path:
     import mm2c_runtime
 
-    found = Path(mm2c_runtime.__file__).resolve().parent
-    if (
-        found.name != "mm2c_runtime"
-    ):  # an editable install maps the name to another folder; the child has it too
-        return dict(os.environ)
-    paths = [str(found.parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return Path(mm2c_runtime.__file__).resolve().parent

@@ -16,12 +16,13 @@ from mm2c_runtime.server.connection import Connection
 from mm2c_runtime.server.intake import Intake
 from mm2c_runtime.server.protocol import MAX_PATH, VERSION, Message, remove_stale
 
+RETRY_SECONDS = 0.1
 log = logging.getLogger("mm2c.server")
 
 
 class Listener:
-    """Only this user may connect. Raises BundleError where the path is too long or another engine serves
-    it."""
+    """Only this user may connect. Raises BundleError where the path is too long, another engine serves it, or
+    something other than a socket lies there."""
 
     def __init__(
         self, engine: Engine, path: Path, model: Message, *, on_shutdown: Callable[[], None]
@@ -30,14 +31,20 @@ class Listener:
         self._hello: Message = {"type": "hello", "version": VERSION, "pid": os.getpid(), **model}
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         self._socket = _bind(path)
+        self._own = _inode(path)
         self._intake = Intake(engine)
         self._thread = threading.Thread(target=self._accept, name="mm2c-accept", daemon=True)
         self._thread.start()
 
     def stop_accepting(self) -> None:
         """New clients are turned away; the present ones stay. The socket file is gone afterwards."""
-        self._path.unlink(missing_ok=True)
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if _inode(self._path) == self._own:  # else another engine has bound the path since
+            self._path.unlink(missing_ok=True)
         try:
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
         except OSError:
@@ -57,8 +64,12 @@ class Listener:
         for number in itertools.count(1):
             try:
                 stream, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._closed.is_set():
+                    return
+                log.warning("a client could not be accepted: %s", error)  # no descriptor left, for one
+                self._closed.wait(RETRY_SECONDS)
+                continue
             connection = Connection(
                 stream,
                 number,
@@ -70,11 +81,23 @@ class Listener:
             )
             with self._lock:
                 self._connections.add(connection)
-            connection.start()
+            try:
+                connection.start()
+            except RuntimeError as error:  # no thread left
+                log.warning("client %d was turned away: %s", number, error)
+                self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
         with self._lock:
             self._connections.discard(connection)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _bind(path: Path) -> socket.socket:

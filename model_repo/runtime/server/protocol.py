@@ -10,11 +10,16 @@ version, ends the connection.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
+import stat
 import struct
 from pathlib import Path
 from typing import Any
+
+from mm2c_runtime.errors import BundleError
 
 VERSION = 1
 MAX_FRAME = 64 << 20  # bytes; a full context of text is a few MB
@@ -42,6 +47,7 @@ class Reader:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = bytearray()
+        self.size = 0  # bytes of the last message
 
     def read(self) -> Message | None:
         """The next message; None where the other side has closed. Raises OSError or ProtocolError."""
@@ -51,7 +57,7 @@ class Reader:
         (length,) = _LENGTH.unpack(head)
         if length > MAX_FRAME:
             raise ProtocolError(f"a frame of {length} bytes was announced; the limit is {MAX_FRAME}")
-        body = self._take(length)
+        body, self.size = self._take(length), length
         if body is None:
             return None
         try:
@@ -87,10 +93,26 @@ def check_hello(message: Message | None) -> Message:
 
 
 def remove_stale(path: Path) -> bool:
-    """Removes a socket file that a killed process left behind; False where somebody serves it."""
-    if path.exists():
+    """Removes a socket file that a killed process left behind; False where somebody serves it.
+
+    Raises BundleError where something else lies there, or the socket is not this user's to remove.
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise BundleError(
+                "this is a file or a folder, not a socket", where=str(path), remedy="use another path"
+            )
         with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                return False
-        path.unlink(missing_ok=True)
+            answer = probe.connect_ex(str(path))
+        if answer == 0:
+            return False
+        if answer != errno.ECONNREFUSED:
+            raise OSError(answer, os.strerror(answer))
+        path.unlink()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise BundleError(
+            f"the old socket cannot be removed: {error.strerror}", where=str(path), remedy="use another path"
+        ) from None
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from mm2c_runtime.server.launcher import EngineProcess
 from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.link import EngineLink
 
+CHECKSUMS_VARIABLE = "MM2C_CHECKSUMS"  # full or sizes; `mm2c serve --no-checksums` sets the latter
 START_SECONDS = 3600.0  # a large bundle reads hundreds of GB; a crash is seen at once, not by this limit
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 DRAIN_SECONDS = 3.0  # Triton has let requests finish by then; what is left has no client
@@ -23,7 +25,8 @@ class Keeper:
     def __init__(
         self, bundle: Path, socket: Path, link: EngineLink, gate: Gate, log: Callable[[str], None]
     ) -> None:
-        self._process = EngineProcess(str(bundle), str(socket))
+        checksums = os.environ.get(CHECKSUMS_VARIABLE) or "full"
+        self._process = EngineProcess(str(bundle), str(socket), checksums=checksums)
         self._link, self._gate, self._log = link, gate, log
         self._lost = threading.Event()
         self._stopping = threading.Event()

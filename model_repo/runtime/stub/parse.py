@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import traceback
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from mm2c_runtime.errors import RequestError
+from mm2c_runtime.json_input import check_json, load_json
 from mm2c_runtime.parsing import parse_message
 from mm2c_runtime.parsing.message import ToolCall
 from mm2c_runtime.stub.respond import triton_error
+
+_INPUTS = ("text", "tools", "starts_in_reasoning")
 
 
 class ParseModel:
@@ -60,7 +64,9 @@ class ParseModel:
         """Texts, tools and starts, one of each a text. Raises RequestError(INVALID_ARGUMENT)."""
         unknown = sorted(set(json.loads(request.parameters() or "{}")) - {"timeout", "priority"})
         if unknown:
-            raise RequestError("INVALID_ARGUMENT", f"unknown option {unknown[0]!r}")
+            close = difflib.get_close_matches(unknown[0], _INPUTS, n=1)
+            meant = f'; did you mean "{close[0]}"?' if close else f"; the inputs are {', '.join(_INPUTS)}"
+            raise RequestError("INVALID_ARGUMENT", f'unknown option "{unknown[0]}"{meant}')
         texts = [_decoded("text", item) for item in self._column(request, "text")]
         tools = [_tools(_decoded("tools", item)) for item in self._column(request, "tools")]
         starts = [bool(item) for item in self._column(request, "starts_in_reasoning")]
@@ -95,12 +101,10 @@ def _decoded(name: str, raw: bytes) -> str:
 
 
 def _tools(text: str) -> list[dict[str, Any]] | None:
-    if not text.strip():
+    if text.strip() in ("", "null"):
         return None
-    try:
-        tools = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RequestError("INVALID_ARGUMENT", f"tools is not JSON: {error}") from None
+    tools = load_json("tools", text)
+    check_json("tools", tools)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RequestError("INVALID_ARGUMENT", "tools must be a JSON list of objects")
     return tools

@@ -10,10 +10,13 @@ import numpy as np
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.option_values import boolean
-from mm2c_runtime.stub.options import INPUTS, Option
+from mm2c_runtime.stub.options import INPUTS, OUTPUTS, Option
 
-# Outputs that the vLLM backend gives on request and this one unless told not to.
-ENDINGS = ("finish_reason", "num_input_tokens", "num_output_tokens")
+# Outputs with a flag ``return_…``. The vLLM backend gives all of them on request; this one, unless told not to,
+# all but the token ids, which are given where they were named as an output.
+_SHOWN = ("finish_reason", "num_input_tokens", "num_output_tokens", "token_ids")
+# What may ask for log probabilities.
+_LOGPROBS = ("logprobs", "return_log_probs", "return_logprobs", "sampling_parameters")
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,29 @@ def decode(pb: Any, request: Any) -> Call:
     microseconds = given.pop("timeout", 0) or request.timeout()
     if microseconds:
         given["timeout"] = _seconds(microseconds)
-    return_ids = given.pop("return_token_ids", False)
-    hidden = {name for name in ENDINGS if given.get(f"return_{name}") is False}
-    if not return_ids:
-        hidden.add("token_ids")
-    outputs = frozenset(request.requested_output_names()) - hidden
+    outputs = _outputs(frozenset(request.requested_output_names()), given)
     stream = any(boolean(name, given[name]) for name in ("stream", "streaming") if name in given)
     return Call(given, Answer(stream, outputs))
+
+
+def _outputs(asked: frozenset[str], given: dict[str, Any]) -> frozenset[str]:
+    """Names of the tensors to answer with; takes what only the stub understands out of ``given``.
+
+    Triton names every output where the client named none, so only fewer than all are a wish of the client's.
+    """
+    chosen = asked < set(OUTPUTS)
+    flags = {
+        name: boolean(f"return_{name}", given[f"return_{name}"])
+        for name in _SHOWN
+        if f"return_{name}" in given
+    }
+    given.pop("return_token_ids", None)
+    shown = {"token_ids": chosen, **flags}
+    if chosen and "logprobs" in asked and not any(name in given for name in _LOGPROBS):
+        raise RequestError(
+            "INVALID_ARGUMENT", "the output logprobs was asked for; it needs the option logprobs"
+        )
+    return asked - {name for name, wanted in shown.items() if not wanted}
 
 
 def _seconds(microseconds: object) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mm2c_runtime.stub.outbox import Event, Pending
 from mm2c_runtime.stub.request import Answer
-from mm2c_runtime.stub.tool_calls import joined, whole
+from mm2c_runtime.tool_calls import joined, whole
 
 # Triton's nearest code; the message begins with ours, for clients of a stream that see no status.
 _TRITON_CODE = {

@@ -99,6 +99,9 @@ class Service:
             elif not isinstance(error, RequestError):
                 error = self._unexpected(error)
             self._fail(live, error.code, error.message)
+        else:
+            if self._live.get(live.id) is None:  # ended meanwhile: a cancel may have overtaken the request
+                self.link.cancel(live.id)
 
     def _unexpected(self, error: Exception) -> RequestError:
         """A defect of ours: told to the client in a line, to the log with its traceback."""

@@ -58,7 +58,24 @@ def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_content_becomes_text(role: str, content: Any, text: str) -> None:
     assert cleaned({"role": role, "content": content}) == {"role": role, "content": text}
-    assert cleaned({"role": role}) == {"role": role, "content": ""}
+    if role == "assistant":
+        assert cleaned({"role": role}) == {"role": role, "content": ""}
+    else:
+        with pytest.raises(RequestError, match=r"messages\[0\]: content is missing"):
+            cleaned({"role": role})
+
+
+def test_every_output_of_a_tool_is_a_response_of_its_own() -> None:
+    history = [
+        {"role": "user", "content": "u"},
+        assistant(tool_calls=call({})),
+        {"role": "tool", "content": [{"output": "x"}, {"output": "y"}]},
+    ]
+    assert TEMPLATE.render(history).count("<response>") == 2
+    assert TEMPLATE.render(history) == TEMPLATE.render(history, clean=False)
+    for wrong in ([{"output": 5}], [{"output": "x"}, {"type": "image_url"}]):
+        with pytest.raises(RequestError, match=r"messages\[2\]\.content\[. ?\]"):
+            TEMPLATE.render([*history[:2], {"role": "tool", "content": wrong}])
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
@@ -74,7 +91,11 @@ def test_reasoning_under_any_name_is_rendered(name: str) -> None:
         ([], "messages must be a list of at least one"),
         ({"role": "user"}, "messages must be a list"),
         (["hi"], r"messages\[0\] must be an object"),
-        ([{"content": "x"}], r"messages\[0\]\.role is null; it must be one of system, user, assistant, tool"),
+        (
+            [{"content": "x"}],
+            r"messages\[0\]\.role is missing; it must be one of system, user, assistant, tool",
+        ),
+        ([{"role": "user", "content": "", "tool_calls": []}], "only an assistant message has tool calls"),
         ([{"role": "robot"}], r'messages\[0\]\.role is "robot"'),
         ([{"role": ["user"]}], r"messages\[0\]\.role"),
         ([{"role": "user", "content": 5}], r"messages\[0\]\.content must be a string"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import resource
 import threading
 import time
 
 import pytest
+from jinja2 import Environment
 
-from mm2c_runtime.chat import ChatTemplate
+from mm2c_runtime.chat import ChatTemplate, budget
 from mm2c_runtime.errors import RequestError
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+LAUGHS = "{% set s = namespace(x=['ha']) %}{% for i in range(60) %}{% set s.x = [s.x, s.x] %}{% endfor %}"
 
 
 def refused(source: str) -> str:
@@ -70,12 +74,74 @@ def test_format_strings_lead_nowhere() -> None:
         "{{ 'a' | center(10 ** 10) }}",
         "{{ 'a\nb' | indent(10 ** 10) }}",
         "{{ [1] | batch(10 ** 10, 0) | list }}",
+        "{{ ('a' * 300) | replace('a', 'b' * 1000000) | length }}",
+        "{{ ('a' * 300).replace('a', 'b' * 1000000) | length }}",
+        "{{ (['b' * 1000000] * 300) | join | length }}",
+        "{{ ('b' * 1000000).join(['a'] * 300) | length }}",
+        "{{ ('b' * 1000000).join('a' * 300) | length }}",
+        "{{ (['a'] * 300) | join('b' * 1000000) | length }}",
+        "{{ ''.join([['b' * 1000000][0]] * 300) | length }}",
+        "{{ ('a' * 300).translate({97: 'b' * 1000000}) | length }}",
+        "{{ ('\t' * 300).expandtabs(1000000) | length }}",
+        "{{ ('a\n' * 300) | indent(1000000) | length }}",
+        "{{ ('a ' * 300) | wordwrap(1, wrapstring='b' * 1000000) | length }}",
+        "{{ ('{0}' * 300).format('b' * 1000000) | length }}",
+        "{{ ('{a}' * 300).format_map({'a': 'b' * 1000000}) | length }}",
+        "{{ (('%(a)s' * 300) % {'a': 'b' * 1000000}) | length }}",
+        "{{ ('%(a)s' * 300) | format(a='b' * 1000000) | length }}",
+        "{{ [1] | tojson(indent=10 ** 9) }}",
+        "{{ [1, 2] | tojson(separators=('b' * 1000000, ':')) }}",
+        "{{ 'a'.zfill(10 ** 10) }}",
+        "{{ 'a'.encode().ljust(10 ** 10) | length }}",
+        "{{ 'a'.ljust(width=10 ** 10) }}",
+        "{{ ([[1] * 1000000] * 300) | sum(start=[]) | length }}",
+        "{% set a = 'b' * 9000000 %}{{ (" + " ~ ".join("a" * 40) + ") | length }}",
+        "{% set a = 'b' * 9000000 %}{{ (" + " + ".join("a" * 40) + ") | length }}",
+        "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ m('ab', 60) }}",
+        "{% set s = namespace(x=3) %}{% for i in range(60) %}{% set s.x = s.x * s.x %}{% endfor %}",
+        LAUGHS + "{{ s.x }}",
+        LAUGHS + "{{ s.x | tojson }}",
+        LAUGHS + "{{ s.x | string | length }}",
+        LAUGHS + "{{ ('' ~ s.x) | length }}",
+        LAUGHS + "{{ ('%s' % (s.x,)) | length }}",
+        LAUGHS + "{{ ([s.x] | join) | length }}",
     ],
 )
-def test_work_and_text_are_bounded(source: str) -> None:
+def test_work_and_text_are_bounded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if source.startswith(LAUGHS):  # however small the budget, it is spent
+        monkeypatch.setattr(budget, "MAX_TEXT", 5_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.process_time()
     refused(source)
-    assert time.process_time() - begin < 20
+    assert time.process_time() - begin < 12
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+def test_time_is_bounded_where_steps_and_text_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "MAX_SECONDS", 0.05)
+    slow = "{% for a in range(90000) %}{% if (range(1000) | list) == [] %}{% endif %}{% endfor %}"
+    begin = time.process_time()
+    assert "takes more than 0.05 s" in refused(slow)
+    assert time.process_time() - begin < 5
+
+
+def test_filters_and_operators_do_what_jinja_does() -> None:
+    plain = Environment(trim_blocks=True, lstrip_blocks=True)
+    for source in (
+        "{{ ['a', 1, none] | join(', ') }}{{ messages | join('-', attribute='content') }}{{ 'abc' | join('.') }}",
+        "{{ 'aXbX' | replace('X', '--') }}{{ 'aXbX' | replace('X', '-', 1) }}{{ 'aXbX'.replace('X', '-', 1) }}",
+        "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent(2, true) }}{{ 'ab' | center(6) }}{{ 'a b' | wordwrap(1) }}",
+        "{{ '%s-%d' | format('a', 3) }}{{ '%s' % 'x' }}{{ '%(a)s' % {'a': 1} }}{{ '{} {a}'.format(1, a=2) }}",
+        "{{ '-'.join(['a', 'b']) }}{{ '7'.zfill(3) }}{{ 'a\tb'.expandtabs(4) }}{{ 'ab'.translate({97: 'x'}) }}",
+        "{{ 'a' ~ 1 ~ [2] }}{{ 'a' + 'b' }}{{ [1] + [2] }}{{ 3 * 'ab' }}{{ 2 ** 10 }}{{ 7 % 4 }}{{ 1.5 + 2 }}",
+        "{{ [1, 2] | sum }}{{ messages | map(attribute='content') | join }}{{ [3, 1] | sort | string }}",
+        "{{ ' a ' | trim }}{{ 'a' | upper }}{{ 'long text' | truncate(4) }}{{ [1, 2, 3] | batch(2) | list }}",
+    ):
+        assert ChatTemplate(source).render(MESSAGES) == plain.from_string(source).render(messages=MESSAGES)
+    for source in ("{{ {'b': [1], 'a': 'é'} | tojson }}", "{{ {'b': [1]} | tojson(indent=2) }}"):
+        value = {"b": [1], "a": "é"} if "é" in source else {"b": [1]}
+        indent = 2 if "indent" in source else None
+        assert ChatTemplate(source).render(MESSAGES) == json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def test_each_rendering_has_a_budget_of_its_own() -> None:

@@ -61,6 +61,23 @@ def rewrite(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threads": 0}, "threads is 0, not a whole number of at least 1"),
+        ({"threads": True}, "threads is True"),
+        ({"threads": 1.5}, "threads is 1.5"),
+        ({"verify_checksums": True}, "verify_checksums is True, not one of none, sizes, full"),
+        ({"verify_checksums": "some"}, "verify_checksums is 'some'"),
+    ],
+)
+def test_arguments_of_load(folder: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle.load(folder, **arguments)
+    assert message in caught.value.what
+    assert caught.value.remedy
+
+
 def test_untouched(folder: Path) -> None:
     check_contents(folder, entries(folder))
     check_contents(folder, entries(folder))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -16,9 +17,11 @@ from toy_engine import Listener, ToyExecutor, toy_engine
 
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.requests import parse_request
+from mm2c_runtime.server import launcher
 from mm2c_runtime.server.client import EngineClient
 from mm2c_runtime.server.launcher import EngineProcess
 from mm2c_runtime.server.protocol import MAX_FRAME, Reader, encode
+from mm2c_runtime.stub.keeper import Keeper
 
 SERVER = [sys.executable, str(Path(__file__).with_name("toy_server.py"))]
 PROMPTS = {str(number): f"prompt {number} " + "xyz" * number for number in range(8)}
@@ -197,6 +200,39 @@ def test_a_process_that_cannot_start_says_so(tmp_path: Path) -> None:
     missing.start()
     with pytest.raises(BundleError, match="exited with status 1"):
         missing.wait_ready(30)
+
+
+@pytest.mark.parametrize("layout", ["installed", "bundle"])
+def test_nothing_is_imported_from_the_folder_it_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """The engine imports all of these before it finds that its bundle is missing."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("tokenizers", "numpy", "pydantic", "argparse", "mm2c_runtime"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write({name!r})")
+    monkeypatch.chdir(here)
+    if layout == "bundle":
+        package = Path(launcher.__file__).parents[1]
+        shutil.copytree(package, tmp_path / "bundle/runtime/mm2c_runtime")
+        monkeypatch.setattr(launcher, "_package", lambda: tmp_path / "bundle/runtime/mm2c_runtime")
+    engine = EngineProcess("missing", "s.sock")
+    engine.start()
+    with pytest.raises(BundleError, match="exited with status 1"):
+        engine.wait_ready(30)
+    engine.stop()
+    assert not (tmp_path / "imported").exists()
+    assert engine.socket_path == str(here / "s.sock")
+
+
+def test_the_engine_is_told_what_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = EngineProcess("b", "s", checksums="sizes", kv_tokens=9)
+    options = " ".join(made._command)
+    assert "--checksums sizes --kv-tokens 9" in options
+    assert f"--bundle {Path.cwd() / 'b'} " in options
+    monkeypatch.setenv("MM2C_CHECKSUMS", "sizes")
+    keeper = Keeper(tmp_path, tmp_path / "s", None, None, print)  # type: ignore[arg-type]
+    assert "--checksums sizes" in " ".join(keeper._process._command)
 
 
 @pytest.mark.parametrize(

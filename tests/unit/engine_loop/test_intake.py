@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from toy_engine import ToyExecutor, toy_engine
 
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.generation import LONG_TEXT
+from mm2c_runtime.server import intake as intake_module
 from mm2c_runtime.server.client import EngineClient
 from mm2c_runtime.server.intake import WORKERS, Intake
 from mm2c_runtime.server.listener import Listener
@@ -53,10 +54,18 @@ def client(engine: Engine, tmp_path: Path) -> Iterator[EngineClient]:
     watch = Watch()
     made = EngineClient(str(tmp_path / "s"), watch)
     made.watch = watch  # type: ignore[attr-defined]
+    made.intake = listener._intake  # type: ignore[attr-defined]
     made.connect(5)
     yield made
     made.close()
     listener.close()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def ask(client: EngineClient, request_id: str, prompt: str, **options: Any) -> None:
@@ -90,26 +99,32 @@ def test_a_cancel_before_the_request_was_prepared_counts(client: Any, gate: thre
         assert (end["type"], end["finish_reason"]) == ("finish", "cancelled")
         assert end["num_output_tokens"] <= 1
     ask(client, "0", "p", max_tokens=2)  # the id is free again
-    end = time.monotonic() + 5
-    while sum(event["type"] == "finish" for event in client.watch.events["0"]) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    until(lambda: sum(event["type"] == "finish" for event in client.watch.events["0"]) == 2)
 
 
 def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(
     client: Any, engine: Engine, gate: threading.Event
 ) -> None:
+    ended = threading.Semaphore(0)
+    take = client.intake._take
+
+    def counted(pending: Any) -> bool:
+        taken: bool = take(pending)
+        ended.release()
+        return taken
+
+    client.intake._take = counted
     for number in range(WORKERS + 2):
         ask(client, str(number), SLOW)
     client.ping(1)
+    assert len(client.intake._pending) == WORKERS + 2
     client.close()
-    time.sleep(0.05)
+    until(lambda: all(pending.cancelled.is_set() for pending in client.intake._pending.values()))
     gate.set()
-    time.sleep(0.05)
-    end = time.monotonic() + 2
-    while engine.in_flight:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    for _ in range(WORKERS + 2):
+        assert ended.acquire(timeout=10)  # each was handed to the engine or dropped
+    assert client.intake._pending == {}
+    until(lambda: not engine.in_flight)
     assert engine.stats()["generated_tokens"] < 50
 
 
@@ -129,6 +144,53 @@ def test_closing_refuses_what_was_not_begun(engine: Engine, gate: threading.Even
     assert len(ends) == 1
     intake.submit("late", {"text_input": "p"}, lambda e: ends.setdefault(e["id"], e))
     assert ends["late"]["code"] == "UNAVAILABLE"
+
+
+def test_what_waits_to_be_prepared_is_bounded(
+    engine: Engine, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake, listener = Intake(engine), Watch()
+    monkeypatch.setattr(intake_module, "MAX_PENDING", 6)
+    monkeypatch.setattr(intake_module, "MAX_PENDING_BYTES", 100)
+
+    def submit(request_id: str, size: int) -> None:
+        fields = {"text_input": SLOW, "max_tokens": 1}
+        intake.submit(request_id, fields, lambda event: listener({**event, "id": request_id}), size=size)
+
+    submit("alone", 1000)
+    submit("second", 1)
+    assert listener.wait("second")["code"] == "RESOURCE_EXHAUSTED"
+    assert "1 requests of 1000 bytes wait" in listener.wait("second")["message"]
+    monkeypatch.setattr(intake_module, "MAX_PENDING_BYTES", 2000)
+    for number in range(6):
+        submit(str(number), 1)
+    assert listener.wait("5")["code"] == "RESOURCE_EXHAUSTED"
+    gate.set()
+    assert [listener.wait(str(number))["type"] for number in range(5)] == ["finish"] * 5
+    assert listener.wait("alone")["type"] == "finish"
+    assert intake._bytes == 0
+    submit("later", 1)
+    assert listener.wait("later")["type"] == "finish"
+    intake.close()
+
+
+def test_the_timeout_begins_when_the_request_comes(engine: Engine, gate: threading.Event) -> None:
+    intake, listener = Intake(engine), Watch()
+    asked: list[str] = []
+    prepare = engine.preparer.prepare
+    engine.preparer.prepare = lambda request: asked.append(request.text_input) or prepare(request)  # type: ignore
+    for number in range(WORKERS):
+        intake.submit(str(number), {"text_input": SLOW, "timeout": 0.2}, listener)
+    until(lambda: all(pending.begun for pending in intake._pending.values()))
+    intake.submit("queued", {"text_input": "p", "timeout": 0.2}, listener)
+    time.sleep(0.25)
+    gate.set()
+    assert "the timeout of 0.2 s ran out before it was prepared" in listener.wait("queued")["message"]
+    assert listener.wait("queued")["code"] == "CANCELLED"
+    assert "p" not in asked
+    for number in range(WORKERS):
+        assert "the timeout of 0.2 s ran out" in listener.wait(str(number))["message"]
+    intake.close()
 
 
 def test_long_texts_are_tokenised_outside_the_lock(engine: Engine) -> None:

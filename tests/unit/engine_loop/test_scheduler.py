@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,9 +205,45 @@ def test_deadlines_and_impossible_requests() -> None:
     scheduler.add(sequence("waiting", deadline=4.0))
     drive(scheduler, 1)
     assert [s.id for s in scheduler.expired(4.5)] == ["waiting"]
-    assert {s.id for s in scheduler.expired(6.0)} == {"waiting", "running"}
+    assert [s.id for s in scheduler.expired(6.0)] == ["running"]
+    gone = sequence("gone", deadline=7.0)
+    scheduler.add(gone)
+    scheduler.remove(gone)
+    assert scheduler.expired(8.0) == []
     with pytest.raises(ValueError, match="are 41 tokens; at most 40 fit"):
         scheduler.add(sequence("big", prompt=36, max_tokens=5))
+
+
+def test_a_step_does_not_look_at_everybody_who_waits() -> None:
+    looked = [0]
+
+    class Watched(Sequence):
+        def __getattribute__(self, name: str) -> object:
+            looked[0] += 1
+            return super().__getattribute__(name)
+
+    scheduler = scheduler_of(ROWS)
+    for number in range(2000):
+        deadline = 5000.0 - number if number % 2 else None
+        scheduler.add(Watched(str(number), [1], 30, priority=number % 7, deadline=deadline))
+    drive(scheduler, 2 * ROWS)
+    looked[0] = 0
+    for _ in range(10):
+        assert scheduler.expired(0.0) == []
+        drive(scheduler, 1)
+    assert looked[0] < 10 * ROWS * 50
+
+
+def test_those_who_left_the_queue_take_no_place_in_it() -> None:
+    scheduler = scheduler_of(1)
+    scheduler.add(sequence("stays", deadline=1.0))
+    for number in range(1000):
+        gone = sequence(str(number), deadline=1e9)
+        scheduler.add(gone)
+        scheduler.remove(gone)
+    assert len(scheduler._waiting._turns) < 100
+    assert len(scheduler._deadlines._order) < 100
+    assert len(drive(scheduler, 10)) == 5
 
 
 def test_allowed_tokens() -> None:
@@ -221,6 +258,11 @@ def test_allowed_tokens() -> None:
     assert forbidden([]) == {29, 3, 64}
     assert forbidden([1, 2]) == {64}
     assert forbidden([1, 5]) == {64, 6}
+    many = AllowedTokens(70, bad_words=[(n % 60, 5 + n % 60) for n in range(1000)])
+    assert many.bitmask([]) is None
+    mask = many.bitmask([1, 2])
+    assert mask is not None
+    assert int(mask[0]) == np.int32(~(1 << 7))
     assert AllowedTokens(70, min_tokens=1, stop_tokens=[3]).bitmask([9]) is None
 
 

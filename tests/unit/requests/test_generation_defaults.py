@@ -48,12 +48,21 @@ class Template:
 
 
 def prepare(
-    fields: dict[str, Any], defaults: GenerationDefaults, context: int = 50, vocab: int = 256
+    fields: dict[str, Any],
+    defaults: GenerationDefaults,
+    context: int = 50,
+    vocab: int = 256,
+    truncation: int | None = None,
+    padding: int | None = None,
 ) -> Generation:
     alphabet = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if truncation is not None:
+        tokenizer.enable_truncation(truncation)
+    if padding is not None:
+        tokenizer.enable_padding(length=padding)
     preparer = Preparer(
         tokenizer,
         Template(),
@@ -94,6 +103,8 @@ def test_a_request_overrides_the_defaults() -> None:
     assert prepare({"text_input": "x", "ignore_eos": True, "stop_token_ids": [5]}, defaults).stop_tokens == {
         5
     }
+    assert prepare({"text_input": "x", "end_id": -1}, defaults).stop_tokens == frozenset()
+    assert prepare({"text_input": "x", "end_id": -1, "stop_token_ids": [5]}, defaults).stop_tokens == {5}
     assert plain.sampling.seed != prepare({"text_input": "hello"}, defaults).sampling.seed
 
 
@@ -109,6 +120,14 @@ def test_both_figures_of_a_prompt_that_does_not_fit() -> None:
     with pytest.raises(RequestError, match="the prompt has 60 tokens; the context holds 50"):
         prepare({"text_input": "x" * 60}, GenerationDefaults())
     assert prepare({"text_input": "x" * 49}, GenerationDefaults()).max_tokens == 1
+
+
+def test_a_prompt_is_neither_cut_nor_padded_as_in_training() -> None:
+    limits = {"truncation": 4, "padding": 16}
+    long = {"text_input": "x" * 40, "bad_words": ["y"]}
+    assert len(prepare(long, GenerationDefaults(), **limits).prompt) == 40
+    short = prepare({"text_input": "xyz", "bad_words": ["y"]}, GenerationDefaults(), **limits)
+    assert (len(short.prompt), sorted(map(len, short.bad_words))) == (3, [1, 2])
 
 
 def test_bad_words_with_and_without_a_space() -> None:

@@ -101,7 +101,8 @@ def test_deep_nesting(levels: int, as_text: bool) -> None:
     assert refusal({"text_input": "x", "sampling_parameters": '{"stop": ' + text + "}"})
     if levels < 1000:
         assert refusal({"text_input": "x", "stop_token_ids": [*nested(levels), 1.5]})
-    parse_request({"text_input": "x", "stop": text})  # text like any other
+    if len(text) <= 1024:
+        parse_request({"text_input": "x", "stop": text})  # text like any other
 
 
 def test_a_usual_depth_passes() -> None:
@@ -148,6 +149,26 @@ def test_template_options_must_be_named_by_strings() -> None:
 )
 def test_values_no_engine_can_use(fields: dict[str, Any]) -> None:
     assert refusal({"text_input": "x", **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stop": [f"z{n}" for n in range(65)]}, "it must be at most 64 strings of at most 1,024 characters"),
+        ({"stop": "z" * 1025}, "it must be at most 64 strings of at most 1,024 characters"),
+        (
+            {"stop": ["a"] + [f"z{n}" for n in range(40)], "stop_words": [f"y{n}" for n in range(40)]},
+            "at most 64",
+        ),
+        ({"stop_token_ids": list(range(1025))}, "it must be at most 1,024 token ids of at least 0"),
+        ({"bad_words": [f"z{n}" for n in range(1025)]}, "it must be at most 1,024 words of at most 256"),
+        ({"bad_words": ["z" * 257]}, "it must be at most 1,024 words of at most 256 characters"),
+    ],
+)
+def test_what_would_slow_every_step_down(fields: dict[str, Any], message: str) -> None:
+    refused = refusal({"text_input": "x", **fields})
+    assert message in refused
+    assert len(refused) < 400
 
 
 def test_a_prompt_token_beyond_the_vocabulary_is_refused() -> None:

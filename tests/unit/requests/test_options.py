@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.options import Options, parse_options
+from mm2c_runtime.options import NO_END, Options, parse_options
 
 
 def refusal(fields: dict[str, Any]) -> str:
@@ -42,7 +42,7 @@ def test_nothing_given() -> None:
         ({"stop_words": "", "bad_words": ""}, "stop", ()),
         ({"stop_token_ids": "[1, 2]"}, "stop_token_ids", (1, 2)),
         ({"stop_token_ids": 7}, "stop_token_ids", (7,)),
-        ({"end_id": -1}, "end_id", None),
+        ({"end_id": -1}, "end_id", NO_END),
         ({"ignore_eos": "true"}, "ignore_eos", True),
         ({"logprobs": True}, "logprobs", 0),
         ({"return_log_probs": True}, "logprobs", 0),
@@ -95,6 +95,10 @@ def test_names_and_forms(fields: dict[str, Any], field: str, value: object) -> N
         ({"max_token": 3}, 'unknown option "max_token"; did you mean "max_tokens"?'),
         ({"qwertz": 3}, 'unknown option "qwertz"'),
         ({"sampling_parameters": {"stream": True}}, "sampling_parameters: stream is an option of its own"),
+        (
+            {"sampling_parameters": {"return_token_ids": True}},
+            "sampling_parameters: return_token_ids is an option of its own",
+        ),
         ({"sampling_parameters": "{"}, "sampling_parameters: not valid JSON"),
         ({"sampling_parameters": "[1]"}, "sampling_parameters: a JSON object is expected"),
         ({"sampling_parameters": {"top_j": 1}}, 'unknown option "top_j"; did you mean "top_'),

@@ -44,6 +44,22 @@ def test_a_whole_conversation() -> None:
     assert len(parse_request({"messages": conversation}).messages or ()) == 6
 
 
+def test_what_the_template_can_render_is_no_reason_to_refuse() -> None:
+    """There is one set of rules: what cleaning a history accepts, a request may hold."""
+    bare = parse_request({"messages": USER, "tools": [TOOL["function"]]})
+    assert bare.tools == (TOOL,)
+    for kind in ("input_text", "output_text", "text"):
+        parts = [{"type": kind, "text": "a"}, "b"]
+        assert parse_request({"messages": [{"role": "user", "content": parts}]}).messages == (
+            {"role": "user", "content": "ab"},
+        )
+    result = {"role": "tool", "content": [{"output": "x"}, {"name": "f", "text": "y"}]}
+    messages = parse_request({"messages": [*USER, result]}).messages or ()
+    assert messages[1]["content"] == [{"output": "x"}, {"output": "y"}]
+    again = parse_request({"messages": list(messages)})
+    assert again.messages == messages
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -52,37 +68,51 @@ def test_a_whole_conversation() -> None:
         ({"text_input": ""}, "text_input: is empty"),
         ({"text_input": 3}, "text_input: a string is expected"),
         ({"messages": "{not json"}, "messages: not valid JSON"),
-        ({"messages": "{}"}, "messages: a JSON list of objects is expected, got an object"),
-        ({"messages": "[]"}, "messages: is empty"),
-        ({"messages": ["hi", "ho"]}, "messages[0]: an object is expected, got a string"),
-        ({"messages": [{"content": "x"}]}, "messages[0]: role is missing; it must be one of system, user"),
-        ({"messages": [*USER, {"role": "robot", "content": ""}]}, 'messages[1]: unknown role "robot"'),
-        ({"messages": [{"role": ["user"], "content": ""}]}, 'unknown role ["user"]'),
+        (
+            {"messages": '[{"role": "user", "content": "x", "n": NaN}]'},
+            "messages: not valid JSON (NaN is not",
+        ),
+        ({"messages": [{**USER[0], "n": float("inf")}]}, "messages[0].n: inf is not a JSON value"),
+        ({"messages": "{}"}, "messages must be a list of at least one message, not an object"),
+        ({"messages": "[]"}, "messages must be a list of at least one message"),
+        ({"messages": ["hi", "ho"]}, "messages[0] must be an object"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role is missing; it must be one of system, user"),
+        ({"messages": [*USER, {"role": "robot", "content": ""}]}, 'messages[1].role is "robot"; it must be'),
+        ({"messages": [{"role": ["user"], "content": ""}]}, 'messages[0].role is ["user"]; it must be'),
         ({"messages": [{"role": "user"}]}, "messages[0]: content is missing"),
-        ({"messages": [{"role": "user", "content": 3}]}, "content: a string or a list of parts is expected"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "reads text only, not"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "needs a string in"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content must be a string, a list of"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "this model reads text only"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text must be a string",
+        ),
         ({"messages": [{"role": "user", "content": "", "tool_calls": []}]}, "only an assistant message"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
-            "an object with function.name is expected",
+            "messages[0].tool_calls[0] must name its function",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]},
-            "arguments are not valid JSON",
+            "messages[0].tool_calls[0].arguments: not valid JSON",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}]},
-            "arguments must be a JSON object, not a list",
+            "messages[0].tool_calls[0].arguments must be a JSON object, not [1]",
         ),
         ({"messages": USER, "tools": "nope"}, "tools: not valid JSON"),
-        ({"messages": USER, "tools": {"a": 1}}, "tools: a JSON list of objects is expected"),
-        ({"messages": USER, "tools": [{"type": "retrieval"}]}, 'tools[0]: unknown type "retrieval"'),
-        ({"messages": USER, "tools": [{"name": "f"}]}, 'expected {"type": "function", "function"'),
-        ({"messages": USER, "tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+        ({"messages": USER, "tools": {"a": 1}}, "tools must be a list of objects, not an object"),
+        (
+            {"messages": USER, "tools": [{"type": "retrieval"}]},
+            'tools[0].type is "retrieval"; only function tools exist',
+        ),
+        ({"messages": USER, "tools": [{"nam": "f"}]}, 'tools[0] must name its function: {"type": "function"'),
+        (
+            {"messages": USER, "tools": [{"type": "function", "function": {}}]},
+            "tools[0] must name its function",
+        ),
         (
             {"messages": USER, "tools": [{"function": {"name": "f", "parameters": []}}]},
-            "a JSON schema object is expected, got a list",
+            "tools[0]: parameters must be a JSON schema, that is an object",
         ),
         ({"text_input": "x", "tools": [TOOL]}, "tools: have no effect on a raw text_input"),
         (
@@ -94,6 +124,10 @@ def test_a_whole_conversation() -> None:
         (
             {"messages": USER, "chat_template_kwargs": {"tools": 1}},
             'chat_template_kwargs: "tools" is reserved',
+        ),
+        (
+            {"messages": USER, "sampling_parameters": {"tools": []}},
+            "sampling_parameters: tools is an input of its own",
         ),
         ({"mesages": USER, "text_input": "x"}, 'unknown option "mesages"; did you mean "messages"?'),
     ],

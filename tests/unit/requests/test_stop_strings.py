@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mm2c_runtime.stop import StopStrings
+from mm2c_runtime.stop import StopStrings, _Progress
 
 small = st.text(alphabet="ab ", min_size=1, max_size=4)
 
@@ -35,6 +36,23 @@ def test_any_split_cuts_at_the_same_place(text: str, stops: list[str], cuts: lis
     shown += stopper.finish()
     assert shown == reference(text, stops)
     assert (hit is not None) == any(stop in text for stop in stops)
+
+
+def test_the_most_that_a_request_may_ask_costs_little_a_token() -> None:
+    """Stop strings that almost match, over and over: a character costs a comparison or two for each."""
+    compared = [0]
+
+    class Counted(str):
+        def __getitem__(self, key: Any) -> str:
+            compared[0] += 1
+            return super().__getitem__(key)
+
+    stopper = StopStrings([])
+    stopper._stops = [_Progress(Counted("a" * (900 + n) + "b")) for n in range(64)]
+    compared[0] = 0
+    for _ in range(500):
+        assert stopper.feed("aaaa") == "" or len(stopper._held) == 963
+    assert compared[0] < 3 * 64 * 2000
 
 
 def test_text_is_held_back_only_while_it_may_be_a_stop_string() -> None:

@@ -53,8 +53,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ("{}", "a JSON list of objects"),
         ("null", "a JSON list of objects"),
         ('["x"]', "a JSON list of objects"),
-        ('[{"name": "f"}]', "tools[0]"),
-        ('[{"type": "function", "function": {"name": ""}}]', "tools[0].function.name"),
+        ('[{"type": "function", "function": {"name": ""}}]', "tools[0] must name its function"),
         ('[{"type": "function", "function": {"name": "f", "parameters": 3}}]', "parameters"),
     ],
 )

@@ -133,7 +133,8 @@ def test_what_cannot_be_delivered_is_cancelled_in_the_engine(service: Service) -
     assert _error(broken).code == "INTERNAL"
     assert Client.current.cancelled == [id]
     Client.current.say({"type": "delta", "id": id, "text": "y"})
-    time.sleep(0.05)
+    (after,) = _ask(service, "b")  # its end leaves after whatever was to be sent of the other
+    _finishes(after, Client.current.submitted[1])
     assert len(broken.sender.sent) == 1
 
 

@@ -20,7 +20,7 @@ from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.keeper import Keeper
 from mm2c_runtime.stub.model_control import NoModelControl, OverHttp, ThroughBackend, model_control
 from mm2c_runtime.stub.paths import bundle_root, engine_socket, gate_flag
-from mm2c_runtime.stub.tool_calls import joined, whole
+from mm2c_runtime.tool_calls import joined, whole
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.lists(st.text())), max_size=4), st.data())
@@ -195,7 +195,7 @@ class Engine:
     failures = 0
     starts: list[int]
 
-    def __init__(self, bundle: str, socket: str) -> None:
+    def __init__(self, bundle: str, socket: str, *, checksums: str) -> None:
         Engine.starts = []
 
     def start(self) -> None:

@@ -73,6 +73,31 @@ def test_outputs_follow_the_flags() -> None:
     assert "finish_reason" not in _decode(text_input="a", return_finish_reason=False).answer.outputs
 
 
+@pytest.mark.parametrize("name", ["return_token_ids", "return_finish_reason", "return_num_input_tokens"])
+def test_output_flags_as_parameters_are_read_like_any_other(name: str) -> None:
+    output = name.removeprefix("return_")
+    for value, shown in (("false", False), (0, False), ("true", True), (1, True)):
+        assert (output in _decode({name: value}, text_input="a").answer.outputs) == shown
+    with pytest.raises(RequestError, match=f"{name}: .* is neither true nor false"):
+        _decode({name: "banana"}, text_input="a")
+
+
+def test_an_output_that_is_asked_for_by_name_is_given_or_refused() -> None:
+    def outputs(*names: str, **tensors: Any) -> frozenset[str]:
+        request = fake_pb.Request({"text_input": "a", **tensors})
+        request.outputs = set(names) if names else None
+        found: frozenset[str] = decode(fake_pb, request).answer.outputs
+        return found
+
+    assert outputs() == set(OUTPUTS) - {"token_ids"}  # Triton: all, where none is named
+    assert outputs("token_ids") == {"token_ids"}
+    assert outputs("token_ids", "text_output", return_token_ids=False) == {"text_output"}
+    assert outputs("logprobs", logprobs=2) == {"logprobs"}
+    assert outputs("logprobs", sampling_parameters='{"logprobs": 1}') == {"logprobs"}
+    with pytest.raises(RequestError, match="it needs the option logprobs"):
+        outputs("logprobs", "text_output")
+
+
 # Triton's own names: they arrive as request parameters, and it refuses them as inputs of a `generate` body.
 PARAMETERS_OF_TRITON = {"timeout", "priority"}
 TYPES = {

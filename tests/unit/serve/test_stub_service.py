@@ -68,6 +68,13 @@ def _until(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
+def _drain(service: Service) -> None:
+    """The sender thread has sent whatever was posted, in order, when it comes to another request's answer."""
+    last = fake_pb.Request({"text_input": b"\xff"})  # refused
+    service.execute([last])
+    _until(lambda: last.sender.sent)
+
+
 def _delta(id: str, text: str = "", **said: Any) -> dict[str, Any]:
     return {"type": "delta", "id": id, "text": text, **said}
 
@@ -127,8 +134,7 @@ def test_without_streaming_there_is_one_response(service: Service) -> None:
     id, sender = _begin(service, stream=False)
     for event in (_delta(id, "a"), _delta(id, "b"), _finish(id)):
         ScriptedClient.current.say(event)
-    _until(lambda: sender.sent)
-    time.sleep(0.02)
+    _drain(service)
     assert _texts(sender) == ["ab"]
     assert sender.sent[0][1] == 1
 
@@ -161,12 +167,28 @@ def test_a_cancelled_request_is_cancelled_in_the_engine_and_answered_once(servic
     sender.cancelled = True
     _until(lambda: ScriptedClient.current.cancelled == [id])
     ScriptedClient.current.say(_finish(id))  # the engine's own end comes late and is not sent
-    _until(lambda: sender.sent)
-    time.sleep(0.1)
+    _drain(service)
     assert len(sender.sent) == 1
     error = sender.sent[0][0].error
     assert error is not None
     assert error.code == "CANCELLED"
+
+
+def test_a_cancel_that_overtakes_its_request_is_repeated(service: Service) -> None:
+    """The watch sees the request before the engine has it: the engine ignores that cancel."""
+    client = ScriptedClient.current
+    order: list[str] = []
+    request = fake_pb.Request({"text_input": "a", "stream": True})
+    request.sender.cancelled = True
+
+    def submit(id: str, fields: dict[str, Any]) -> None:
+        _until(lambda: "cancel" in order)
+        order.append("submit")
+
+    client.submit = submit  # type: ignore[method-assign]
+    client.cancel = lambda id: order.append("cancel")  # type: ignore[method-assign]
+    service.execute([request])
+    assert order == ["cancel", "submit", "cancel"]
 
 
 def test_a_refused_request_does_not_reach_the_engine(service: Service) -> None:

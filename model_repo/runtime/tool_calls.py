@@ -12,11 +12,17 @@ def joined(deltas: Iterable[Delta]) -> list[Delta]:
     """Consecutive argument text of one call becomes one delta. The deltas given are not changed."""
     calls: list[Delta] = []
     for delta in deltas:
-        if calls and "id" not in delta and calls[-1]["index"] == delta["index"]:
-            calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
-        else:
-            calls.append({**delta, "function": dict(delta["function"])})
+        append_call(calls, {**delta, "function": dict(delta["function"])})
     return calls
+
+
+def append_call(calls: list[Delta], delta: Delta) -> None:
+    """Adds a delta, which may be changed by the next; argument text joins the entry before it where that is the
+    same call."""
+    if calls and "id" not in delta and calls[-1]["index"] == delta["index"]:
+        calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
+    else:
+        calls.append(delta)
 
 
 def whole(deltas: Iterable[Delta]) -> list[Delta]:
