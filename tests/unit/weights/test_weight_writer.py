@@ -275,7 +275,7 @@ def test_experts_are_streamed_one_by_one() -> None:
     class Reader:
         tensors = {
             part.key: type("Info", (), {"nbytes": 4096, "shape": (64, 64), "file": "x"}) for part in parts
-        }  # noqa: RUF012
+        }
 
         def read_rows(self, key: str, start: int, stop: int) -> Any:
             live.append(key)
