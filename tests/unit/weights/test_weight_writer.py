@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from mm2c.checkpoint import Checkpoint
+from mm2c.checkpoint.shard import TensorInfo
 from mm2c.errors import UserError
 from mm2c.weights import writer
 from mm2c.weights.dtypes import NUMPY
@@ -273,16 +274,16 @@ def test_experts_are_streamed_one_by_one() -> None:
     live: list[str] = []
 
     class Reader:
-        tensors = {
-            part.key: type("Info", (), {"nbytes": 4096, "shape": (64, 64), "file": "x"}) for part in parts
-        }
+        def __init__(self) -> None:
+            info = TensorInfo("x", "e4m3", (64, 64), 0, 4096)
+            self.tensors = {part.key: info for part in parts}
 
         def read_rows(self, key: str, start: int, stop: int) -> Any:
             live.append(key)
             return np.zeros((stop - start, 64), np.uint8).view(NUMPY["e4m3"])
 
     jobs = [WeightJob(Path(name), {EXPERTS: Stack(parts)}) for name in ("a", "b")]
-    reader = writer.SharedReader(Reader())  # type: ignore[arg-type]
+    reader = writer.SharedReader(Reader())
     order = [number for number, _ in writer._together(jobs, shared_order(jobs)[0], reader)]
     assert order == [0, 1] * 16  # in step, expert by expert
     assert live == [part.key for part in parts]
