@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,11 @@ from hypothesis import settings
 # An example's time says what else the machine does, not whether it is right.
 settings.register_profile("mm2c", deadline=None, print_blob=True)
 settings.load_profile("mm2c")
+
+# Children inherit what nohup or a shell's "&" had ignored, and the tests send them these to see them end.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
