@@ -45,6 +45,17 @@ def fake_server(fake_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     server.stop()
 
 
+@pytest.fixture
+def server(fake_bundle: Path, tmp_path: Path) -> Iterator[object]:
+    """One of its own, for tests that kill or stop it."""
+    from served import Served
+
+    server = Served(fake_bundle, tmp_path)
+    yield server
+    if server.process.poll() is None:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def bundle_server(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """The demo checkpoint at tp 4, built by the pipeline and served."""

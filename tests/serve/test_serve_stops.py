@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from tritonclient.utils import InferenceServerException
 from mm2c.serve.processes import engines, marked, stubs_of
 from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import ENVIRONMENTS, sweep
-
-
-@pytest.fixture
-def server(fake_bundle: Path, tmp_path: Path) -> Iterator[Served]:
-    server = Served(fake_bundle, tmp_path)
-    yield server
-    if server.process.poll() is None:
-        server.stop()
 
 
 def _environments_of(server: Served) -> set[str]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,6 @@ from tritonclient.utils import InferenceServerException
 from mm2c.serve.processes import alive, marked, stubs_of
 
 PATIENCE = 40.0  # seconds on a machine that is busy; an idle one takes two
-
-
-@pytest.fixture
-def server(fake_bundle: Path, tmp_path: Path) -> Iterator[Served]:
-    server = Served(fake_bundle, tmp_path)
-    yield server
-    if server.process.poll() is None:
-        server.stop()
 
 
 def _engine_of(server: Served) -> int:
