@@ -8,6 +8,7 @@ from typing import Any
 
 from mm2c.bundle import carried
 from mm2c.bundle.cache import StageCache, cache_root, key_of
+from mm2c.bundle.chat_files import check_chat_files
 from mm2c.bundle.fresh import difference_of
 from mm2c.bundle.keys import chat_key, content_key, graphs_key
 from mm2c.bundle.manifest import write_manifest
@@ -63,12 +64,12 @@ class _Build:
             config, formats = checkpoint.config, checkpoint.formats
             with self.progress.stage("Checking the checkpoint"):
                 options = self._checked_options(config, formats)
-                carried.check_chat_files(found.folder)
+                check_chat_files(found.folder)
                 output = request.place(found.folder)
                 sweep(output)
                 check_place(output, found.folder, force=request.force)
                 data = content_key(checkpoint)
-                graphs = graphs_key(config, formats, options, config_only=False)
+                graphs = graphs_key(config, formats, options, tied=checkpoint.tied, config_only=False)
                 key = key_of([data, graphs, chat_key(found.folder)])
                 if self._is_done(output, key):
                     return self._report(output, checkpoint.notes)
@@ -90,7 +91,7 @@ class _Build:
                 manifest = write_manifest(stage, config, options, program.lowerings, source, key, known)
                 size = _bytes_in(stage)
             remember_contents(output, manifest.files)
-            return self._report(output, checkpoint.notes, stages, size, memory["summary"], memory)
+            return self._report(output, checkpoint.notes, stages, size, memory)
 
     def _config_only(self) -> BuildReport:
         request = self.request
@@ -101,7 +102,7 @@ class _Build:
         output = request.place(path.parent)
         sweep(output)
         check_place(output, path.parent, force=request.force)
-        key = graphs_key(parsed.model, formats, options, config_only=True)
+        key = graphs_key(parsed.model, formats, options, tied=parsed.tied, config_only=True)
         if self._is_done(output, key):
             return self._report(output, parsed.notes)
         check_output(output)
@@ -113,7 +114,7 @@ class _Build:
             plan = self._write_memory(stage, parsed.model, formats, options, None)
             write_manifest(stage, parsed.model, options, {}, None, key, {})
             size = _bytes_in(stage)
-        return self._report(output, parsed.notes, stages, size, plan["gpu"]["summary"], plan["gpu"])
+        return self._report(output, parsed.notes, stages, size, plan["gpu"])
 
     def _checked_options(self, config: ModelConfig, formats: WeightFormats) -> BuildOptions:
         options = self.request.options(config, self.choice.engine)
@@ -163,8 +164,7 @@ class _Build:
         notes: tuple[str, ...],
         stages: Stages | None = None,
         size: int = 0,
-        memory: str = "",
-        plan: dict[str, Any] | None = None,
+        memory: dict[str, Any] | None = None,
     ) -> BuildReport:
         """``stages`` None: nothing had to be done."""
         return BuildReport(
@@ -177,7 +177,7 @@ class _Build:
             notes=notes,
             bytes=size,
             seconds=time.monotonic() - self.started,
-            memory={**(plan or {}), "summary": memory} if stages else {},
+            memory=memory or {},
         )
 
 

@@ -7,12 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mm2c.bundle.chat_files import OPTIONAL, REQUIRED, chat_template_of, check_chat_files
+from mm2c.bundle.chat_files import OPTIONAL, REQUIRED, chat_template_of
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # importlib.resources.abc from Python 3.11 on
-
-__all__ = ["check_chat_files", "write_all"]
 
 TRITON_MODELS = ("minimax_m2", "minimax_m2_unary", "minimax_m2_parse", "mm_gate")
 

@@ -70,13 +70,16 @@ def chat_key(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def graphs_key(config: ModelConfig, formats: WeightFormats, options: BuildOptions, config_only: bool) -> str:
-    """Key of the graph stage: everything but the weights' values."""
+def graphs_key(
+    config: ModelConfig, formats: WeightFormats, options: BuildOptions, *, tied: bool, config_only: bool
+) -> str:
+    """Key of the graph stage: everything but the weights' values. ``tied``: the head is the embedding."""
     stored = {"fp8": sorted(formats.fp8), "dtypes": formats.dtypes}
     return key_of(
         {
             "config": asdict(config),
             "formats": stored,
+            "tied": tied,
             "options": asdict(options),
             "config_only": config_only,
             "source": source_digest(),

@@ -75,7 +75,7 @@ def read_config(path: Path) -> ParsedConfig:
         count = raw.get("num_mtp_modules", "some")
         notes.append(f"multi-token prediction ({count} modules in {path.name}) is not compiled and ignored")
     if tied:
-        notes.append("tie_word_embeddings: the head uses the embedding's weights")
+        notes.append("tie_word_embeddings: the head is the embedding, unless another head is stored")
     return ParsedConfig(model, parse_quant(raw.get("quantization_config"), path), tuple(notes), raw, tied)
 
 

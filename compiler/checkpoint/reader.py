@@ -27,10 +27,11 @@ Array = np.ndarray[Any, Any]
 
 
 class Checkpoint:
-    """A checkpoint whose configuration and headers hold together; no tensor data has been read.
+    """A checkpoint whose configuration and headers hold together; of the data at most a tied head was looked at.
 
-    ``config`` what is compiled · ``formats`` how the linears are stored · ``tensors`` where each tensor lies
-    · ``notes`` what was seen and left out. Use as a context manager, or ``close`` it.
+    ``config`` what is compiled · ``formats`` how the linears are stored · ``tied`` whether the head is the
+    embedding · ``tensors`` where each tensor lies · ``notes`` what was seen and left out. Use as a context
+    manager, or ``close`` it.
     """
 
     def __init__(self, folder: Path, parsed: ParsedConfig, index: TensorIndex) -> None:
@@ -41,14 +42,14 @@ class Checkpoint:
         self._files: dict[str, int] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._index_digest = index.digest
-        self._tied = parsed.tied and not self._has_own_head()
+        self.tied = parsed.tied and not self._has_own_head()
         mtp = bool(parsed.raw.get("num_mtp_modules") or parsed.raw.get("use_mtp"))
-        ignored = check_tensors(self.config, self.tensors, folder, tied=self._tied, mtp=mtp)
+        ignored = check_tensors(self.config, self.tensors, folder, tied=self.tied, mtp=mtp)
         self.formats: WeightFormats = detect_formats(
-            self.config, self.tensors, parsed.quant, folder, self._tied
+            self.config, self.tensors, parsed.quant, folder, self.tied
         )
         self.notes: tuple[str, ...] = (*parsed.notes, *index.notes, *ignored)
-        if parsed.tied and not self._tied:
+        if parsed.tied and not self.tied:
             self.notes += (f"{HEAD} differs from the embedding and is used, though config.json ties the two",)
 
     @classmethod
@@ -112,7 +113,7 @@ class Checkpoint:
 
     def recipes(self, context: int | None = None) -> dict[str, Recipe]:
         """Recipes of all full graph tensors by canonical name; ``context``: rows of the rope tables."""
-        return recipes_for_config(self.config, self.formats, tied=self._tied, context=context)
+        return recipes_for_config(self.config, self.formats, tied=self.tied, context=context)
 
     def _has_own_head(self) -> bool:
         """Whether a head is stored that is not the embedding: transformers then does not tie the two."""
@@ -120,7 +121,10 @@ class Checkpoint:
         if head is None or embedding is None:
             return False
         alike = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
-        return not (alike and self.read(HEAD).tobytes() == self.read(EMBED).tobytes())
+        return not (alike and np.array_equal(self._bits(HEAD), self._bits(EMBED)))
+
+    def _bits(self, name: str) -> Array:
+        return self.read(name).view(np.uint8)  # as numbers NaN is not NaN, and 0 is -0
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -8,11 +8,10 @@ import numpy as np
 
 from mm2c.checkpoint.names import SCALE_SUFFIX
 from mm2c.errors import UserError
+from mm2c.weights.finite import DAMAGED
 
 if TYPE_CHECKING:
     from mm2c.checkpoint.reader import Checkpoint
-
-_AGAIN = "the file is damaged or was badly converted: download or convert it again"
 
 
 def validate_values(checkpoint: Checkpoint) -> None:
@@ -25,4 +24,4 @@ def validate_values(checkpoint: Checkpoint) -> None:
         if not good.all():
             place = tuple(int(i) for i in np.argwhere(~good)[0])
             what = f"{name}{list(place)} is {scale[place]}; a scale is a finite number above 0"
-            raise UserError(what, where=str(checkpoint.folder / info.file), remedy=_AGAIN)
+            raise UserError(what, where=str(checkpoint.folder / info.file), remedy=DAMAGED)

@@ -10,7 +10,7 @@ from mm2c.errors import UserError
 from mm2c.weights.dtypes import NUMPY
 
 Array = np.ndarray[Any, Any]
-_AGAIN = "the file is damaged or was badly converted: download or convert it again"
+DAMAGED = "the file is damaged or was badly converted: download or convert it again"
 # Per dtype: unsigned view, mask that drops the sign, and the first code that is no finite number.
 _CODES: dict[np.dtype[Any], tuple[type[Any], int, int]] = {
     NUMPY["e4m3"]: (np.uint8, 0x7F, 0x7F),
@@ -38,5 +38,5 @@ def require_finite(name: str, rows: Array, first_row: int = 0, *, file: str = ""
         raise UserError(
             f"{name}{place} is {rows.reshape(-1)[index]}: weights are finite numbers",
             where=file,
-            remedy=_AGAIN,
+            remedy=DAMAGED,
         )
