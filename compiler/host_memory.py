@@ -52,7 +52,14 @@ def check_host_memory(
     cache = plan.tokens * plan.kv_per_token
     need = weights + cache + activations
     has = f"this machine has {available / 1e9:.0f} GB"
-    if activations > available - weights > 0:
+    if weights >= available:
+        raise UserError(
+            f"the model does not fit: on the CPU its weights take {weights / 1e9:.0f} GB in fp32, {has}",
+            where="this machine's memory",
+            remedy="a machine with more memory, or a smaller checkpoint; --config-only writes the graphs and the "
+            "memory plan of every rank without weights. This version builds no engine for GPUs yet",
+        )
+    if weights + activations > available:
         raise UserError(
             f"a step does not fit: {options.max_rows} rows and chunks of {options.prefill_chunk} tokens with a "
             f"context of {options.context} take {activations / 1e9:.1f} GB beside {weights / 1e9:.1f} GB of "
@@ -60,20 +67,14 @@ def check_host_memory(
             where="--max-rows, --prefill-chunk, --context",
             remedy="make the largest of them smaller",
         )
-    if weights > available:
-        raise UserError(
-            f"the model does not fit: on the CPU its weights take {weights / 1e9:.0f} GB in fp32, {has}",
-            where="this machine's memory",
-            remedy="a machine with more memory, or a smaller checkpoint; --config-only writes the graphs and the "
-            "memory plan of every rank without weights. This version builds no engine for GPUs yet",
-        )
     if need > available:
         room = (available - weights - activations) // plan.kv_per_token // options.max_rows
         raise UserError(
             f"the KV cache does not fit: {options.max_rows} rows of {plan.tokens // options.max_rows} tokens "
             f"take {cache / 1e9:.0f} GB beside {weights / 1e9:.0f} GB of weights, {has}",
             where="--context, --max-rows",
-            remedy=f"--context {room} fits with {options.max_rows} rows; or take fewer rows with --max-rows",
+            remedy=(f"--context {room} fits with {options.max_rows} rows; or " if room else "")
+            + "take fewer rows with --max-rows",
         )
     return {
         "summary": f"{need / 1e9:.2f} GB in fp32: weights {weights / 1e9:.2f}, KV cache {cache / 1e9:.2f} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from pathlib import Path
 from mm2c.errors import UserError
 
 
-def _stage_name(output: Path, pid: int) -> Path:
-    return output.parent / f".{output.name}.building-{pid}"
+def _beside(output: Path, kind: str) -> Path:
+    """This process's ``building`` or ``old`` folder of ``output``; ``sweep`` knows the name again."""
+    return output.parent / f".{output.name}.{kind}-{os.getpid()}"
 
 
 def _alive(pid: int) -> bool:
@@ -33,7 +35,7 @@ def sweep(output: Path) -> list[Path]:
     and goes otherwise.
     """
     cleared = []
-    for path in output.parent.glob(f".{output.name}.*-*"):
+    for path in output.parent.glob(f".{glob.escape(output.name)}.*-*"):
         kind, _, pid = path.name.removeprefix(f".{output.name}.").rpartition("-")
         if kind not in ("building", "old") or not pid.isdigit() or _alive(int(pid)):
             continue
@@ -60,7 +62,7 @@ def check_output(output: Path) -> None:
                 where=str(parent),
                 remedy="choose another -o",
             ) from error
-    probe = _stage_name(output, os.getpid())
+    probe = _beside(output, "building")
     try:
         probe.mkdir(exist_ok=True)
         probe.rmdir()
@@ -82,7 +84,7 @@ def staged(output: Path) -> Iterator[Path]:
         UserError: the disk is full (with what is free), or something came to stand at ``output``, or changed
             there, while the block ran.
     """
-    stage = _stage_name(output, os.getpid())
+    stage = _beside(output, "building")
     shutil.rmtree(stage, ignore_errors=True)
     before = _state(output)
     try:
@@ -116,7 +118,7 @@ def _state(output: Path) -> tuple[int, ...] | None:
 
 def _swap(stage: Path, output: Path, before: tuple[int, ...] | None) -> None:
     """Put ``stage`` at ``output``; an old bundle is moved aside first and deleted last."""
-    old = _old_name(output, os.getpid())
+    old = _beside(output, "old")
     try:
         if _state(output) != before:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output))
@@ -134,10 +136,6 @@ def _swap(stage: Path, output: Path, before: tuple[int, ...] | None) -> None:
             ) from error
         raise
     _remove(old)
-
-
-def _old_name(output: Path, pid: int) -> Path:
-    return output.parent / f".{output.name}.old-{pid}"
 
 
 def _remove(path: Path) -> None:

@@ -52,6 +52,14 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+    old = tmp_path / ".m2[v1].old-999999999"
+    old.mkdir()
+    (old / "kept").write_text("")
+    assert sweep(tmp_path / "m2[v1]") == [old]
+    assert (tmp_path / "m2[v1]" / "kept").exists()
+
+
 def test_remains_of_killed_builds_are_swept_and_live_ones_are_not(tmp_path: Path) -> None:
     dead = tmp_path / ".bundle.building-999999999"
     live = tmp_path / f".bundle.building-{os.getppid()}"

@@ -16,10 +16,12 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from mm2c.bundle.fresh import difference_of
 from mm2c.checkpoint import Checkpoint
 from mm2c.cli.main import app
 from mm2c.weights.evaluate import evaluate
 from mm2c.weights.recipe_file import read_recipes
+from mm2c_runtime.manifest_file import read_manifest
 
 MM2C = str(Path(sys.executable).with_name("mm2c"))
 
@@ -69,6 +71,18 @@ def test_a_build_without_cache_is_byte_for_byte_the_same(built: tuple[Path, Path
     report = build(checkpoint, "--tp", 2, "--fp8", "--no-cache", "-o", tmp_path / "fresh")
     assert report["reused"] == []
     assert (tmp_path / "fresh" / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()
+
+
+def test_another_bundle_is_known_as_such_without_reading_it_through(
+    built: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bundle = built
+    read: list[Path] = []
+    monkeypatch.setattr("mm2c.bundle.fresh.check_contents", lambda folder, files: read.append(folder))
+    assert difference_of(bundle, "0" * 64).startswith("of another checkpoint")
+    assert not read
+    assert difference_of(bundle, read_manifest(bundle).build_key) == ""
+    assert read == [bundle]
 
 
 def test_other_options_at_the_same_output_need_force(built: tuple[Path, Path], tmp_path: Path) -> None:

@@ -120,6 +120,23 @@ def test_cache_that_does_not_fit_says_what_would() -> None:
     assert "--context 256 fits with 8 rows" in caught.value.remedy
 
 
+def test_a_remedy_that_would_not_help_is_not_named() -> None:
+    options = BuildOptions(context=512, max_rows=256)
+    need = check_host_memory(SMALL, options, 10**12)
+    least = need["weights_bytes"] + need["activations_bytes"]
+    for available, cause in [
+        (least + 10 * need["kv_bytes_per_token"], "KV cache"),  # of 256 rows
+        (least, "KV cache"),
+        (least - 1, "a step"),
+        (need["weights_bytes"], "the model"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            check_host_memory(SMALL, options, available)
+        assert cause in caught.value.what
+        assert "--context 0" not in caught.value.remedy
+        assert "fits" not in caught.value.remedy
+
+
 def test_host_report() -> None:
     report = check_host_memory(SMALL, BuildOptions(context=512, max_rows=8))
     assert report["total_bytes"] == report["weights_bytes"] + report["kv_bytes"] + report["activations_bytes"]
