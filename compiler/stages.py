@@ -12,8 +12,7 @@ from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.progress import Progress
 from mm2c.weights.layout import WeightJob, lay_out, shared_order
 from mm2c.weights.recipe import Recipe
-from mm2c.weights.recipe_file import write_recipes
-from mm2c.weights.recipe_json import from_json, to_json
+from mm2c.weights.recipe_file import SUFFIX, read_recipes, write_recipes
 from mm2c_runtime.manifest import Lowering, RankProgram
 
 STAGE_FILE = (
@@ -32,18 +31,16 @@ class Graphs:
         return json.dumps(
             {
                 "lowerings": {name: value.model_dump() for name, value in self.lowerings.items()},
-                "recipes": {
-                    path: {n: to_json(r) for n, r in some.items()} for path, some in self.recipes.items()
-                },
+                "weights": list(self.recipes),
             }
         )
 
     @classmethod
-    def load(cls, path: Path) -> Graphs:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+    def load(cls, stage: Path) -> Graphs:
+        raw = json.loads((stage / STAGE_FILE).read_text(encoding="utf-8"))
         return cls(
             {name: Lowering.model_validate(value) for name, value in raw["lowerings"].items()},
-            {path: {n: from_json(r) for n, r in some.items()} for path, some in raw["recipes"].items()},
+            {path: read_recipes(stage / path) for path in raw["weights"]},
         )
 
 
@@ -63,24 +60,22 @@ class Stages:
 
     def graphs(self, recipes: dict[str, Recipe], key: str, stage: Path) -> Graphs:
         """Trace, shard, lower and cut; writes ``rank*/*.onnx``, and the recipes of every weight file beside it."""
-        from mm2c.lower.onnxruntime import LOWERINGS
-
         title = f"graphs of {self.options.mapping.tp} rank(s)"
         if self.cache.fetch("graphs", key, stage) is not None:
             self.reused.append(title)
-            graphs = Graphs.load(stage / STAGE_FILE)
+            graphs = Graphs.load(stage)
         else:
-            graphs = self._lowered(recipes, stage, list(LOWERINGS))
+            graphs = self._lowered(recipes, stage)
+            for path, of_file in graphs.recipes.items():
+                write_recipes(stage / path, of_file)
             (stage / STAGE_FILE).write_text(graphs.dump(), encoding="utf-8")
-            names = [p.relative_to(stage).as_posix() for p in stage.glob("rank*/*.onnx")]
-            self.cache.store("graphs", key, stage, [*names, STAGE_FILE])
+            written = [*stage.glob("rank*/*.onnx"), *stage.glob(f"rank*/*{SUFFIX}"), stage / STAGE_FILE]
+            self.cache.store("graphs", key, stage, [path.relative_to(stage).as_posix() for path in written])
             self.made.append(title)
         (stage / STAGE_FILE).unlink()
-        for path, of_file in graphs.recipes.items():
-            write_recipes(stage / path, of_file)
         return graphs
 
-    def _lowered(self, recipes: dict[str, Recipe], stage: Path, names: list[str]) -> Graphs:
+    def _lowered(self, recipes: dict[str, Recipe], stage: Path) -> Graphs:
         from mm2c.engine import onnxruntime as engine
         from mm2c.lower.cut import cut
         from mm2c.lower.onnxruntime import LOWERINGS, WEIGHTS
@@ -93,18 +88,18 @@ class Stages:
             whole = trace(self.config, self.formats, self.options, recipes)
         programs: dict[tuple[int, str], Program] = {}
         ranks = []
-        with self.progress.stage("Sharding and lowering", tp * len(names)) as bar:
+        with self.progress.stage("Sharding and lowering", tp * len(LOWERINGS)) as bar:
             for rank in range(tp):
                 ranks.append(shard(whole, self.config, self.options.mapping.at(rank)))
-                for name in names:
-                    programs[rank, name] = cut(LOWERINGS[name](ranks[rank]))
+                for name, lower in LOWERINGS.items():
+                    programs[rank, name] = cut(lower(ranks[rank]))
                     bar.advance()
         jobs = [
             WeightJob(stage / f"rank{rank}" / WEIGHTS[name], program.recipes)
             for (rank, name), program in programs.items()
         ]
         layouts = dict(zip(programs, lay_out(jobs, shared_order(jobs)), strict=True))
-        found: dict[str, list[RankProgram]] = {name: [] for name in names}
+        found: dict[str, list[RankProgram]] = {name: [] for name in LOWERINGS}
         kv = engine.kv_spec(self.config, tp)
         with self.progress.stage("Writing graphs", len(programs)) as bar:
             for (rank, name), program in programs.items():

@@ -10,6 +10,7 @@ from mm2c.memory import KV_ITEMSIZE
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.manifest import Manifest, RankProgram
 from mm2c_runtime.manifest_file import read_bundle
+from mm2c_runtime.memory import needed
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
@@ -34,7 +35,7 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
         "logits": manifest.logits,
         "checkpoint": manifest.checkpoint.model_dump() if manifest.checkpoint else None,
         "libraries": manifest.libraries,
-        "kv_bytes_per_token": _kv_bytes(manifest),
+        "kv_bytes_per_token": _kv_bytes(bundle, manifest),
         "graphs": [_graph(bundle, rank) for rank in range(manifest.mapping.tp)],
         "ranks": [
             _program(bundle, manifest, name, program)
@@ -46,13 +47,13 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
     }
 
 
-def _kv_bytes(manifest: Manifest) -> int:
+def _kv_bytes(bundle: Path, manifest: Manifest) -> int:
     """Bytes that a token takes on all ranks, K and V of all layers."""
     first = next(iter(manifest.lowerings.values()), None)
     if first is None:  # graphs alone: their caches are f32, and the ranks divide the heads
         model = manifest.model
         return 2 * model.layers * model.kv_heads * model.head_dim * KV_ITEMSIZE["f32"]
-    return sum(2 * p.kv.layers * p.kv.kv_heads * p.kv.head_dim * KV_ITEMSIZE[p.kv.dtype] for p in first.ranks)
+    return needed(bundle, manifest, first).per_token
 
 
 def _program(bundle: Path, manifest: Manifest, lowering: str, program: RankProgram) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def chat(
             stop=stop or None,
         )
         offered = read_tools(tools) if tools is not None else None
-        with _failures_end(message is not None), _backend(url, local, options) as ask:
+        with _backend(url, local, options) as ask:
             conversation = Conversation(ask, offered)
             if system is not None:
                 conversation.messages.append({"role": "system", "content": system})
@@ -85,15 +85,6 @@ def chat(
             else:
                 conversation.say(message)
                 _once(conversation, results, as_json)
-
-
-@contextmanager
-def _failures_end(once: bool) -> Iterator[None]:
-    """A question asked ``once`` and refused or failed ends with status 1; 2 is for a wrong command line."""
-    try:
-        yield
-    except RequestError as error:
-        raise UserError(str(error), exit_code=1 if once else 2) from None
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def fail(error: Exception, exit_code: int) -> None:
     raise typer.Exit(exit_code)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """Signal handler: end as on Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -100,7 +101,7 @@ def user_errors(interrupted: str = "") -> Iterator[None]:
     """
     from mm2c_runtime.errors import BundleError, RequestError
 
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except UserError as error:
@@ -110,7 +111,7 @@ def user_errors(interrupted: str = "") -> Iterator[None]:
     except (BundleError, RequestError) as error:
         if os.environ.get("MM2C_TRACEBACK"):
             raise
-        fail(error, 2)
+        fail(error, 2 if isinstance(error, BundleError) else 1)  # 1: asked well, but the request failed
     except KeyboardInterrupt:
         err.print("[yellow]interrupted[/]" + (f": {interrupted}" if interrupted else ""), soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -59,4 +59,6 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:  # before a verb has begun, or behind it
-        sys.exit(130)
+        from mm2c.cli.console import INTERRUPTED
+
+        sys.exit(INTERRUPTED)

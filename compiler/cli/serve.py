@@ -9,12 +9,11 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from mm2c.cli.console import Bars, err, out, user_errors
+from mm2c.cli.console import Bars, err, interrupt, out, user_errors
 
 KEPT_LOGS = 20
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -101,9 +100,6 @@ def serve(
 def _end_on(number: int) -> None:
     """End as on Ctrl-C. SIGHUP stays ignored where whoever started this process has it so (nohup); SIGINT does
     not: a shell has its background jobs ignore it, and `kill -INT` would do nothing."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
 
     if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, interrupt)

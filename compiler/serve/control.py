@@ -6,7 +6,7 @@ import http.client
 import json
 from typing import Any
 
-from mm2c.serve.secret import HEADER
+from mm2c_runtime.stub.model_control import SECRET_HEADER
 
 
 class Control:
@@ -16,7 +16,7 @@ class Control:
     """
 
     def __init__(self, host: str, port: int, secret: str) -> None:
-        self._headers = {HEADER: secret}
+        self._headers = {SECRET_HEADER: secret}
         self._host = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
         self._port = port
 

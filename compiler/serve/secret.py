@@ -11,8 +11,8 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-HEADER = "mm2c-control"  # also the name that mm2c_runtime.stub.model_control sends
-VARIABLE = "MM2C_TRITON_SECRET"
+from mm2c_runtime.stub.model_control import SECRET_HEADER
+
 # What changes the server, and shared memory: a client that registers a region by name could name the stubs' own.
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 # Fields of /proc/PID/stat behind the command's name: where the arguments begin and end in memory.
@@ -26,8 +26,8 @@ def new_secret() -> str:
 def restrictions(secret: str) -> list[str]:
     """Arguments of tritonserver that close model control, tracing and log settings over HTTP and gRPC."""
     return [
-        f"--http-restricted-api={RESTRICTED}:{HEADER}={secret}",
-        f"--grpc-restricted-protocol={RESTRICTED}:{HEADER}={secret}",
+        f"--http-restricted-api={RESTRICTED}:{SECRET_HEADER}={secret}",
+        f"--grpc-restricted-protocol={RESTRICTED}:{SECRET_HEADER}={secret}",
     ]
 
 

@@ -22,14 +22,18 @@ from mm2c.serve.ports import Ports
 from mm2c.serve.processes import ending, engines, kill_marked, stubs_of
 from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import RunDirectory
-from mm2c.serve.secret import VARIABLE, blank, new_secret, restrictions
+from mm2c.serve.secret import blank, new_secret, restrictions
+from mm2c_runtime.memory import VARIABLE as KV_TOKENS_VARIABLE
+from mm2c_runtime.server.launcher import absolute_folders
+from mm2c_runtime.stub.keeper import CHECKSUMS_VARIABLE
+from mm2c_runtime.stub.model_control import ADDRESS_VARIABLE, SECRET_VARIABLE
+from mm2c_runtime.stub.paths import SOCKET_VARIABLE
 
 MARK = "MM2C_SERVE_RUN"  # every process below the server carries it: how orphans are found
 LOG_TAIL = 25  # lines shown when a start fails
 TELL_SECONDS = 5  # that clients get to hear of the end of what outlived the drain
 # Of Triton's log: information, warnings, tables, blank lines, and what it says wherever there is no GPU.
 _CHATTER = re.compile(r"[IW]\d{4} |[+|]|\s*$|.*(CudaDriverHelper has not been|Failed to initialize NVML)")
-_FOLDERS = ("MM2C_CACHE", "XDG_CACHE_HOME", "TMPDIR")  # of the environment; Triton runs in another folder
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
@@ -200,24 +204,18 @@ class Server:
         libraries = [str(p) for p in self._installation.libraries]
         inherited = os.environ.get("LD_LIBRARY_PATH")
         kv_tokens = self._settings.kv_tokens
-        named = {name: os.environ[name] for name in _FOLDERS if os.environ.get(name)}
         return {
             **os.environ,
-            **{name: os.path.abspath(path) for name, path in named.items()},
-            **({"PYTHONPATH": _absolute(os.environ["PYTHONPATH"])} if "PYTHONPATH" in os.environ else {}),
-            "MM2C_CHECKSUMS": "full" if self._settings.checksums else "sizes",
-            **({} if kv_tokens is None else {"MM2C_KV_TOKENS": str(kv_tokens)}),
+            **absolute_folders(os.environ),  # Triton runs in another folder
+            CHECKSUMS_VARIABLE: "full" if self._settings.checksums else "sizes",
+            **({} if kv_tokens is None else {KV_TOKENS_VARIABLE: str(kv_tokens)}),
             "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
-            "MM2C_ENGINE_SOCKET": str(self._run.socket),
-            "MM2C_TRITON_HTTP": self.control.address,
-            VARIABLE: self._secret,
+            SOCKET_VARIABLE: str(self._run.socket),
+            ADDRESS_VARIABLE: self.control.address,
+            SECRET_VARIABLE: self._secret,
             MARK: str(self._run.path),
         }
-
-
-def _absolute(paths: str) -> str:
-    return os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep) if path)
 
 
 def _end_with_supervisor() -> None:

@@ -96,10 +96,8 @@ def _prefill(executor: Executor, row: int, prompt: list[int], chunk: int) -> NDA
 def _result(
     lowering: str, case: str, got: list[NDArray[np.float32]], want: list[NDArray[np.float32]]
 ) -> CaseResult:
-    ours, theirs = (
-        np.stack(got),
-        np.stack(want),
-    )  # numpy's max keeps a NaN, which then is no pass; Python's loses it
+    ours, theirs = np.stack(got), np.stack(want)
+    # numpy's max keeps a NaN, which then is no pass; Python's loses it
     return CaseResult(
         lowering=lowering,
         case=case,

@@ -17,10 +17,11 @@ def recipes_path(weights: Path) -> Path:
 
 
 def write_recipes(weights: Path, recipes: dict[str, Recipe]) -> None:
-    """By tensor of ``weights``: its dtype, its shape, and how it comes from the checkpoint's keys."""
+    """By tensor of ``weights``, in the order given (offsets follow it): dtype, shape, and how it comes from the
+    checkpoint's keys."""
     content = {
         name: {"dtype": recipe.dtype, "shape": list(recipe.shape), "recipe": to_json(recipe)}
-        for name, recipe in sorted(recipes.items())
+        for name, recipe in recipes.items()
     }
     lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in content.items())
     recipes_path(weights).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import tritonclient.grpc as grpc
 from served import Served
 from tritonclient.utils import InferenceServerException
 
-from mm2c.serve.secret import HEADER, VARIABLE
+from mm2c_runtime.stub.model_control import SECRET_HEADER, SECRET_VARIABLE
 
 
 def _post(server: Served, path: str, **headers: str) -> tuple[int, str]:
@@ -38,7 +38,7 @@ def _post(server: Served, path: str, **headers: str) -> tuple[int, str]:
 )
 def test_http_refuses_who_has_no_secret(fake_server: Served, path: str) -> None:
     assert _post(fake_server, path)[0] == 403
-    status, body = _post(fake_server, path, **{HEADER: "a guess"})
+    status, body = _post(fake_server, path, **{SECRET_HEADER: "a guess"})
     assert status == 403
     assert "restricted" in body
     assert fake_server.generate(text_input="t", max_tokens=2)["text_output"] == "t0 t1 "
@@ -55,7 +55,7 @@ def test_http_refuses_who_has_no_secret(fake_server: Served, path: str) -> None:
 )
 def test_grpc_refuses_who_has_no_secret(fake_server: Served, ask: Callable[[Any, Any], Any]) -> None:
     with grpc.InferenceServerClient(fake_server.grpc) as client:
-        for headers in (None, {f"triton-grpc-protocol-{HEADER}": "a guess"}):
+        for headers in (None, {f"triton-grpc-protocol-{SECRET_HEADER}": "a guess"}):
             with pytest.raises(InferenceServerException, match="restricted"):
                 ask(client, headers)
         assert client.is_model_ready("minimax_m2")
@@ -65,11 +65,11 @@ def test_grpc_refuses_who_has_no_secret(fake_server: Served, ask: Callable[[Any,
 def test_ps_does_not_show_the_secret_and_the_supervisor_has_it(fake_server: Served) -> None:
     pid = fake_server.triton_pid
     environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    (mark,) = [entry for entry in environment if entry.startswith(VARIABLE.encode())]
+    (mark,) = [entry for entry in environment if entry.startswith(SECRET_VARIABLE.encode())]
     secret = os.fsdecode(mark.partition(b"=")[2])
     assert len(secret) >= 32
     for process in (pid, fake_server.process.pid):
         assert secret.encode() not in Path(f"/proc/{process}/cmdline").read_bytes()
-    status, body = _post(fake_server, "/v2/repository/index", **{HEADER: secret})
+    status, body = _post(fake_server, "/v2/repository/index", **{SECRET_HEADER: secret})
     assert status == 200
     assert "minimax_m2_unary" in body

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -140,17 +140,24 @@ def _python() -> str:
     return str(Path(sys.prefix) / "bin" / "python3")
 
 
+def absolute_folders(environment: Mapping[str, str]) -> dict[str, str]:
+    """The folders that ``environment`` names for the engine, absolute: for a child that runs in another one."""
+    found = {name: os.path.abspath(environment[name]) for name in _FOLDERS if environment.get(name)}
+    if "PYTHONPATH" in environment:
+        paths = environment["PYTHONPATH"].split(os.pathsep)
+        found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
+    return found
+
+
 def _environment() -> dict[str, str]:
     """The child must find this very package, wherever its parent found it, and every folder that is named
     relative to the parent's."""
-    given = os.environ.get("PYTHONPATH", "")
-    paths = [os.path.abspath(path) for path in given.split(os.pathsep) if path]
+    changed = absolute_folders(os.environ)
     found = _package()
     if found.name == "mm2c_runtime":  # else an editable install maps the name to it, also in the child
-        paths.insert(0, str(found.parent))
-    named = {name: os.environ[name] for name in _FOLDERS if os.environ.get(name)}
-    changed = {name: os.path.abspath(value) for name, value in named.items()}
-    return {**os.environ, **changed, "PYTHONPATH": os.pathsep.join(paths)}
+        paths = [str(found.parent), *filter(None, [changed.get("PYTHONPATH")])]
+        changed["PYTHONPATH"] = os.pathsep.join(paths)
+    return {**os.environ, **changed}
 
 
 def _package() -> Path:
