@@ -34,6 +34,7 @@ class _Pending:
     submitted: float  # on the monotonic clock
     cancelled: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
+    taken: bool = False  # ended here, or the engine has it
 
 
 class Intake:
@@ -90,7 +91,7 @@ class Intake:
 
     def _prepare(self, pending: _Pending) -> None:
         with self._lock:
-            if self._pending.get(pending.id) is not pending:  # refused by ``close``
+            if pending.taken:  # refused by ``close``
                 return
             pending.begun = True
         if pending.cancelled.is_set():
@@ -123,8 +124,11 @@ class Intake:
     def _take(self, pending: _Pending) -> bool:
         """From here on a cancel goes to the engine. False where the request was taken before."""
         with self._lock:
-            if self._pending.get(pending.id) is not pending:
+            if pending.taken:
                 return False
-            del self._pending[pending.id]
+            pending.taken = True
             self._bytes -= pending.size
+            # The engine may have ended it already, and the client may have sent another of this id.
+            if self._pending.get(pending.id) is pending:
+                del self._pending[pending.id]
             return True

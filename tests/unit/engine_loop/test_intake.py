@@ -232,3 +232,32 @@ def test_a_frame_nested_too_deeply_ends_its_connection_only(client: Any, tmp_pat
         stream.sendall(len(body).to_bytes(4, "little") + body)
         assert reader.read() is None
     assert client.ping(1) < 1
+
+
+def test_an_id_sent_again_before_the_first_was_let_go_is_counted_once(engine: Engine) -> None:
+    intake = Intake(engine)
+    finished, returned, ends = threading.Event(), threading.Event(), threading.Semaphore(0)
+    submit = engine.submit
+
+    def late(*arguments: Any, **options: Any) -> None:
+        submit(*arguments, **options)
+        if not finished.is_set():  # the first: its answer is out, but it has not come back from the engine
+            assert finished.wait(10)
+            returned.wait(10)
+
+    def on_event(event: Any) -> None:
+        if event["type"] == "finish":
+            finished.set()
+            ends.release()
+
+    engine.submit = late  # type: ignore[method-assign]
+    fields = {"text_input": "p", "max_tokens": 1, "ignore_eos": True}
+    intake.submit("a", fields, on_event, size=100)
+    assert ends.acquire(timeout=10)
+    intake.submit("a", fields, on_event, size=100)
+    assert ends.acquire(timeout=10)
+    returned.set()
+    until(lambda: not intake._pending)
+    intake.close()
+    intake._workers.shutdown()
+    assert intake._bytes == 0
