@@ -9,7 +9,7 @@ from typing import Any
 
 from mm2c_runtime.answer import Event
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.tool_calls import append_call
+from mm2c_runtime.tool_calls import whole
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,13 @@ class Stream:
             text.append(last.text)
             reasoning.append(last.reasoning)
             token_ids += last.token_ids
-            for call in last.tool_calls:
-                append_call(calls, call)
+            calls += last.tool_calls
             if last.logprobs is not None:
                 logprobs = (logprobs or []) + last.logprobs
-        whole = [{name: value for name, value in call.items() if name != "index"} for call in calls]
         return Completion(
             text="".join(text),
             reasoning="".join(reasoning),
-            tool_calls=whole,
+            tool_calls=whole(calls),
             finish_reason=last.finish_reason or "",
             num_input_tokens=last.num_input_tokens or 0,
             num_output_tokens=last.num_output_tokens or 0,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -46,10 +45,6 @@ class TokenBytes:
             token["id"]: b"" if token.get("special") else token["content"].encode("utf-8")
             for token in description.get("added_tokens", [])
         }
-
-    @classmethod
-    def from_file(cls, path: Path) -> TokenBytes:
-        return cls(Tokenizer.from_file(str(path)))
 
     def __getitem__(self, token: int) -> bytes:
         """Bytes of ``token``; empty for special tokens and ids outside the vocabulary."""

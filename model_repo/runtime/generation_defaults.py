@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.option_values import integer
+from mm2c_runtime.options import RULES, Rule
 
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    whole: bool  # a whole number
-    legal: Callable[[Any], bool]
-    range: str
-
-
+# The file's keys, each with the rule of the request's option of that meaning.
 _RULES = {
-    "temperature": _Rule(False, lambda v: v >= 0, "at least 0"),
-    "top_k": _Rule(True, lambda v: v >= -1, "at least 1, or 0 or -1 for off"),
-    "top_p": _Rule(False, lambda v: 0 < v <= 1, "greater than 0 and at most 1"),
-    "min_p": _Rule(False, lambda v: 0 <= v <= 1, "from 0 to 1"),
-    "repetition_penalty": _Rule(False, lambda v: v > 0, "greater than 0"),
-    "max_new_tokens": _Rule(True, lambda v: v >= 1, "at least 1"),
+    **{key: RULES[key] for key in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")},
+    "max_new_tokens": RULES["max_tokens"],
 }
 
 
@@ -76,17 +67,18 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _value(path: Path, config: dict[str, Any], name: str, rule: _Rule) -> Any:
+def _value(path: Path, config: dict[str, Any], name: str, rule: Rule) -> Any:
     value = config.get(name)
     if value is None:
         return None
-    must = f"{'a whole number' if rule.whole else 'a number'}, {rule.range}"
+    whole = rule.read is integer
+    must = f"{'a whole number' if whole else 'a number'}, {rule.range}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         _refuse(path, name, value, must)
     number = _finite(value)
-    if number is None or (rule.whole and number != int(number)) or not rule.legal(value):
+    if number is None or (whole and number != int(number)) or not rule.legal(value):
         _refuse(path, name, value, must)
-    return int(value) if rule.whole else number
+    return int(value) if whole else number
 
 
 def _finite(value: int | float) -> float | None:

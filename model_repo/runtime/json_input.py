@@ -16,13 +16,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def load_json(name: str, text: str) -> Any:
-    """The value of JSON ``text``, without Python's NaN and Infinity. Raises RequestError INVALID_ARGUMENT."""
+    """The value of JSON ``text``, checked. Raises RequestError INVALID_ARGUMENT."""
     try:
-        return json.loads(text, parse_constant=_not_json)
+        value = json.loads(text, parse_constant=_not_json)
     except RecursionError:
         raise _too_deep(name) from None
     except ValueError as error:
         raise RequestError("INVALID_ARGUMENT", f"{name}: not valid JSON ({error})") from None
+    check_json(name, value)
+    return value
 
 
 def check_json(name: str, value: Any) -> None:

@@ -26,6 +26,12 @@ ALIASES = {
     "return_logprobs": "logprobs",
 }
 
+
+def names_of(option: str) -> tuple[str, ...]:
+    """Every name under which ``option`` may be given."""
+    return (option, *(alias for alias, name in ALIASES.items() if name == option))
+
+
 # Which outputs a response has: for the Triton models alone. Here every event has all of them.
 LAYOUT = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens", "return_token_ids")
 

@@ -58,7 +58,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Rule:
     """How one option is read, which values are legal, and the sentence that says so."""
 
     field: str
@@ -68,53 +68,53 @@ class _Rule:
 
 
 _RULES = (
-    _Rule("max_tokens", integer, lambda v: v >= 1, "at least 1"),
-    _Rule("min_tokens", integer, lambda v: v >= 0, "at least 0"),
-    _Rule("temperature", number, lambda v: v >= 0, "at least 0 (0 is greedy)"),
-    _Rule("top_k", integer, lambda v: v >= -1, "at least 1, or 0 or -1 to switch it off"),
-    _Rule("top_p", number, lambda v: 0 < v <= 1, "greater than 0 and at most 1"),
-    _Rule("min_p", number, lambda v: 0 <= v <= 1, "from 0 to 1"),
-    _Rule("repetition_penalty", number, lambda v: v > 0, "greater than 0"),
-    _Rule("presence_penalty", number, lambda v: -2 <= v <= 2, "from -2 to 2"),
-    _Rule("frequency_penalty", number, lambda v: -2 <= v <= 2, "from -2 to 2"),
-    _Rule("seed", integer, lambda v: 0 <= v <= MAX_SEED, f"from 0 to {MAX_SEED}"),
-    _Rule(
+    Rule("max_tokens", integer, lambda v: v >= 1, "at least 1"),
+    Rule("min_tokens", integer, lambda v: v >= 0, "at least 0"),
+    Rule("temperature", number, lambda v: v >= 0, "at least 0 (0 is greedy)"),
+    Rule("top_k", integer, lambda v: v >= -1, "at least 1, or 0 or -1 to switch it off"),
+    Rule("top_p", number, lambda v: 0 < v <= 1, "greater than 0 and at most 1"),
+    Rule("min_p", number, lambda v: 0 <= v <= 1, "from 0 to 1"),
+    Rule("repetition_penalty", number, lambda v: v > 0, "greater than 0"),
+    Rule("presence_penalty", number, lambda v: -2 <= v <= 2, "from -2 to 2"),
+    Rule("frequency_penalty", number, lambda v: -2 <= v <= 2, "from -2 to 2"),
+    Rule("seed", integer, lambda v: 0 <= v <= MAX_SEED, f"from 0 to {MAX_SEED}"),
+    Rule(
         "stop",
         stop_strings,
         lambda v: few_and_short(v, 64, 1024),
         "at most 64 strings of at most 1,024 characters",
     ),
-    _Rule(
+    Rule(
         "stop_token_ids",
         integers,
         lambda v: len(v) <= 1024 and all(i >= 0 for i in v),
         "at most 1,024 token ids of at least 0",
     ),
-    _Rule(
+    Rule(
         "bad_words",
         strings,
         lambda v: few_and_short(v, 1024, 256),
         "at most 1,024 words of at most 256 characters",
     ),
-    _Rule("end_id", integer, lambda v: v >= NO_END, "a token id, or -1 for none"),
-    _Rule("ignore_eos", boolean),
-    _Rule("stream", boolean),
-    _Rule(
+    Rule("end_id", integer, lambda v: v >= NO_END, "a token id, or -1 for none"),
+    Rule("ignore_eos", boolean),
+    Rule("stream", boolean),
+    Rule(
         "logprobs",
         logprobs_wanted,
         lambda v: v is None or 0 <= v <= MAX_LOGPROBS,
         f"from 0 to {MAX_LOGPROBS} alternatives",
     ),
-    _Rule("parse", boolean),
-    _Rule("timeout", number, lambda v: v >= 0, "seconds greater than 0, or 0 for none"),
-    _Rule("priority", integer),
+    Rule("parse", boolean),
+    Rule("timeout", number, lambda v: v >= 0, "seconds greater than 0, or 0 for none"),
+    Rule("priority", integer),
 )
-_RULE = {rule.field: rule for rule in _RULES}
+RULES = {rule.field: rule for rule in _RULES}
 
 _FLAGS = ("return_log_probs", "return_logprobs")  # they say whether; ``logprobs`` says how many
 _JOINED = ("stop",)  # given under two names, both count
 
-NAMES = tuple(sorted({*_RULE, *ALIASES, *NEUTRAL, "sampling_parameters"}))
+NAMES = tuple(sorted({*RULES, *ALIASES, *NEUTRAL, "sampling_parameters"}))
 
 
 def parse_options(fields: Mapping[str, Any], *, other_names: Iterable[str] = ()) -> Options:
@@ -141,7 +141,7 @@ def _both(field: str, first: tuple[str, Any], second: tuple[str, Any]) -> Any:
     (one, before), (other, value) = first, second
     if field in _JOINED:
         joined = tuple(dict.fromkeys(before + value))
-        _check(field, _RULE[field], joined)
+        _check(field, RULES[field], joined)
         return joined
     if before == value:
         return value
@@ -156,10 +156,10 @@ def _read(name: str, value: Any, other_names: Iterable[str]) -> tuple[str, Any]:
         return field, not boolean(name, value)
     if name in _FLAGS:
         return field, 0 if boolean(name, value) else None
-    if field not in _RULE:
+    if field not in RULES:
         close = difflib.get_close_matches(name, [*NAMES, *other_names], n=1)
         raise invalid(f'unknown option "{name}"' + (f'; did you mean "{close[0]}"?' if close else ""))
-    rule = _RULE[field]
+    rule = RULES[field]
     result = rule.read(name, value)
     _check(name, rule, result)
     if field == "top_k":
@@ -169,7 +169,7 @@ def _read(name: str, value: Any, other_names: Iterable[str]) -> tuple[str, Any]:
     return field, result
 
 
-def _check(name: str, rule: _Rule, value: Any) -> None:
+def _check(name: str, rule: Rule, value: Any) -> None:
     if not rule.legal(value):
         shown = json.dumps(list(value) if isinstance(value, tuple) else value)
         shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
@@ -188,9 +188,10 @@ def _merged(fields: Mapping[str, Any], inputs: frozenset[str]) -> dict[str, Any]
         if not raw.strip():
             return merged
         raw = load_json("sampling_parameters", raw)
+    else:
+        check_json("sampling_parameters", raw)
     if not isinstance(raw, dict):
         raise invalid("sampling_parameters: a JSON object is expected")
-    check_json("sampling_parameters", raw)
     for name, value in raw.items():
         if name == "sampling_parameters":
             raise invalid("sampling_parameters: cannot be nested")

@@ -54,7 +54,7 @@ def _parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
         {name: value for name, value in given.items() if name not in _CONTENT}, other_names=_CONTENT
     )
     parse = options.parse if options.parse is not None else messages is not None
-    tools = _tools(given["tools"]) if "tools" in given else None
+    tools = tools_of(given["tools"]) if "tools" in given else None
     template_options = _object("chat_template_kwargs", given.get("chat_template_kwargs", {}))
     for name in template_options:
         if name in _RESERVED:
@@ -86,7 +86,7 @@ def _json(name: str, value: Any) -> Any:
     if isinstance(value, bytes):
         value = scalar(name, value)
     if isinstance(value, str):
-        value = load_json(name, value)
+        return load_json(name, value)
     check_json(name, value)
     return value
 
@@ -98,7 +98,8 @@ def _object(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
+def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
+    """Checked tools from a list or its JSON; None for none. Raises RequestError INVALID_ARGUMENT."""
     if isinstance(value, (list, tuple)) and len(value) == 1 and not isinstance(value[0], dict):
         value = scalar("tools", value)
     if isinstance(value, (str, bytes)) and value.strip() in ("", "null", b"", b"null"):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from mm2c_runtime.chat.plain import plain
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.json_input import check_json, kind, load_json
+from mm2c_runtime.json_input import kind, load_json
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 # The names under which clients return reasoning, the template's own first.
@@ -138,7 +138,6 @@ def _arguments(arguments: Any, where: str) -> dict[str, Any]:
         return {}
     if isinstance(arguments, str):
         arguments = load_json(where, arguments)
-        check_json(where, arguments)
     if not isinstance(arguments, dict):
         _refuse(f"{where} must be a JSON object, not {json.dumps(arguments)[:80]}")
     return arguments

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.json_input import check_json, load_json
+from mm2c_runtime.option_values import text_of
 from mm2c_runtime.parsing import parse_message
 from mm2c_runtime.parsing.message import ToolCall
+from mm2c_runtime.requests import tools_of
 from mm2c_runtime.stub.respond import triton_error
 
 _INPUTS = ("text", "tools", "starts_in_reasoning")
@@ -67,8 +68,8 @@ class ParseModel:
             close = difflib.get_close_matches(unknown[0], _INPUTS, n=1)
             meant = f'; did you mean "{close[0]}"?' if close else f"; the inputs are {', '.join(_INPUTS)}"
             raise RequestError("INVALID_ARGUMENT", f'unknown option "{unknown[0]}"{meant}')
-        texts = [_decoded("text", item) for item in self._column(request, "text")]
-        tools = [_tools(_decoded("tools", item)) for item in self._column(request, "tools")]
+        texts = [text_of("text", item) for item in self._column(request, "text")]
+        tools = [tools_of(item) for item in self._column(request, "tools")]
         starts = [bool(item) for item in self._column(request, "starts_in_reasoning")]
         return (
             texts,
@@ -91,23 +92,6 @@ def _spread(name: str, values: list[Any], default: Any, count: int) -> list[Any]
     if len(values) > 1:
         raise RequestError("INVALID_ARGUMENT", f"{name} has {len(values)} values for {count} texts")
     return (values or [default]) * count
-
-
-def _decoded(name: str, raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError("INVALID_ARGUMENT", f"{name} is not UTF-8: {error.reason}") from None
-
-
-def _tools(text: str) -> list[dict[str, Any]] | None:
-    if text.strip() in ("", "null"):
-        return None
-    tools = load_json("tools", text)
-    check_json("tools", tools)
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RequestError("INVALID_ARGUMENT", "tools must be a JSON list of objects")
-    return tools
 
 
 def _bytes(column: list[str]) -> np.ndarray[Any, Any]:

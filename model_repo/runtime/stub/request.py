@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.option_values import boolean
+from mm2c_runtime.option_names import LAYOUT, names_of
+from mm2c_runtime.option_values import boolean, text_of
 from mm2c_runtime.stub.options import INPUTS, OUTPUTS, Option
 
 # Outputs with a flag ``return_…``. The vLLM backend gives all of them on request; this one, unless told not to,
 # all but the token ids, which are given where they were named as an output.
-_SHOWN = ("finish_reason", "num_input_tokens", "num_output_tokens", "token_ids")
-# What may ask for log probabilities.
-_LOGPROBS = ("logprobs", "return_log_probs", "return_logprobs", "sampling_parameters")
+_SHOWN = tuple(name.removeprefix("return_") for name in LAYOUT)
+_STREAM = names_of("stream")
+_LOGPROBS = (*names_of("logprobs"), "sampling_parameters")  # what may ask for log probabilities
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,12 @@ def decode(pb: Any, request: Any) -> Call:
     if microseconds:
         given["timeout"] = _seconds(microseconds)
     outputs = _outputs(frozenset(request.requested_output_names()), given)
-    stream = any(boolean(name, given[name]) for name in ("stream", "streaming") if name in given)
+    stream = any(boolean(name, given[name]) for name in _STREAM if name in given)
     return Call(given, Answer(stream, outputs))
 
 
 def _outputs(asked: frozenset[str], given: dict[str, Any]) -> frozenset[str]:
-    """Names of the tensors to answer with; takes what only the stub understands out of ``given``.
+    """Names of the tensors to answer with.
 
     Triton names every output where the client named none, so only fewer than all are a wish of the client's.
     """
@@ -71,7 +72,6 @@ def _outputs(asked: frozenset[str], given: dict[str, Any]) -> frozenset[str]:
         for name in _SHOWN
         if f"return_{name}" in given
     }
-    given.pop("return_token_ids", None)
     shown = {"token_ids": chosen, **flags}
     if chosen and "logprobs" in asked and not any(name in given for name in _LOGPROBS):
         raise RequestError(
@@ -97,11 +97,7 @@ def _value(name: str, option: Option, array: np.ndarray[Any, Any]) -> Any:
 
 def _element(name: str, option: Option, item: Any) -> Any:
     if option.type == "TYPE_STRING":
-        raw = item if isinstance(item, bytes) else str(item).encode()
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as error:
-            raise RequestError("INVALID_ARGUMENT", f"{name} is not UTF-8: {error.reason}") from None
+        return text_of(name, item) if isinstance(item, bytes) else str(item)
     if option.type == "TYPE_FP32":
         return float(str(item))  # the shortest decimal: 0.7 arrives as 0.7, not as 0.699999988
     return item.item()

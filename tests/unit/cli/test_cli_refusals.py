@@ -158,8 +158,3 @@ def test_engines_of_other_versions_are_refused_by_name(
 
 def test_too_long_a_context_is_refused(mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
     refused(mm2c("build", checkpoint, "--context", 999_999, "-o", tmp_path / "out"), "999999")
-
-
-def test_inspect_and_verify_refuse_what_is_no_bundle(mm2c: Callable[..., Result], tmp_path: Path) -> None:
-    refused(mm2c("inspect", tmp_path), "manifest.json")
-    refused(mm2c("verify", tmp_path), "manifest.json")

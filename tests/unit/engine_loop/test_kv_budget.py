@@ -103,7 +103,7 @@ def test_the_system_is_asked(tmp_path: Path) -> None:
     assert memory._cgroup(tmp_path) == 450
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._cgroup(tmp_path) is None
-    assert (memory.available_bytes() or 1) > 0
+    assert (memory.available_bytes() or 0) > 2**20  # this process runs in it
 
 
 def ask(engine: Any, listener: Listener, request_id: str, prompt: str, **options: Any) -> None:

@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
 import fake_pb
 import numpy as np
 import pytest
+from fake_engine import ScriptedClient, until
 
-from mm2c_runtime.stub import link as link_module
+from mm2c_runtime.errors import RequestError
+from mm2c_runtime.requests import parse_request
 from mm2c_runtime.stub import parse as parse_module
 from mm2c_runtime.stub import service as service_module
 from mm2c_runtime.stub.parse import ParseModel
 from mm2c_runtime.stub.service import Service
-
-
-class Client:
-    """Stands for EngineClient; ``submit`` fails as a defect would where the text says so."""
-
-    current: Client
-
-    def __init__(self, path: str, on_event: Any, on_disconnect: Any) -> None:
-        self.say = on_event
-        self.submitted: list[str] = []
-        self.cancelled: list[str] = []
-        Client.current = self
-
-    def connect(self, timeout: float) -> None:
-        return
-
-    def submit(self, id: str, fields: dict[str, Any]) -> None:
-        if fields["text_input"] == "defect":
-            raise KeyError("a defect")
-        self.submitted.append(id)
-
-    def cancel(self, id: str) -> None:
-        self.cancelled.append(id)
-
-    def close(self) -> None:
-        return
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(link_module, "EngineClient", Client)
-    service = Service(fake_pb, Path("/nowhere"), lambda: None, unary=False)
-    service.link.connect(1)
-    yield service
-    service.close()
 
 
 def _ask(service: Service, *texts: str) -> list[fake_pb.Request]:
@@ -59,10 +24,7 @@ def _ask(service: Service, *texts: str) -> list[fake_pb.Request]:
 
 
 def _error(request: fake_pb.Request) -> fake_pb.TritonError:
-    end = time.monotonic() + 5
-    while not request.sender.sent:
-        assert time.monotonic() < end
-        time.sleep(0.002)
+    until(lambda: request.sender.sent)
     response, flags = request.sender.sent[-1]
     assert flags == 1
     assert response.error is not None
@@ -71,19 +33,25 @@ def _error(request: fake_pb.Request) -> fake_pb.TritonError:
 
 def _finishes(request: fake_pb.Request, id: str) -> None:
     counts = {"num_input_tokens": 1, "num_output_tokens": 1}
-    Client.current.say({"type": "finish", "id": id, "finish_reason": "stop", **counts})
-    end = time.monotonic() + 5
-    while not request.sender.sent:
-        assert time.monotonic() < end
-        time.sleep(0.002)
+    ScriptedClient.current.say({"type": "finish", "id": id, "finish_reason": "stop", **counts})
+    until(lambda: request.sender.sent)
     assert request.sender.sent[-1][0].error is None
 
 
 def test_while_submitting(service: Service) -> None:
+    client = ScriptedClient.current
+    submit = client.submit
+
+    def fails(id: str, fields: dict[str, Any]) -> None:
+        if fields["text_input"] == "defect":
+            raise KeyError("a defect")
+        submit(id, fields)
+
+    client.submit = fails  # type: ignore[method-assign]
     broken, well = _ask(service, "defect", "fine")
     error = _error(broken)
     assert (error.code, error.message) == ("INTERNAL", "INTERNAL: KeyError: 'a defect'")
-    _finishes(well, Client.current.submitted[0])
+    _finishes(well, client.submitted[0])
     assert any("Traceback" in text for text in fake_pb.Logger.errors)
 
 
@@ -98,29 +66,29 @@ def test_while_decoding(service: Service, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(service_module, "decode", fails_once)
     broken, well = _ask(service, "x", "fine")
     assert _error(broken).message == "INTERNAL: ZeroDivisionError: a defect"
-    _finishes(well, Client.current.submitted[0])
+    _finishes(well, ScriptedClient.current.submitted[0])
 
 
 def test_without_a_response_sender(service: Service) -> None:
     broken, well = (fake_pb.Request({"text_input": text}) for text in "ab")
     broken.get_response_sender = None  # type: ignore[method-assign,assignment]
     service.execute([broken, well])
-    _finishes(well, Client.current.submitted[0])
+    _finishes(well, ScriptedClient.current.submitted[0])
 
 
 def test_an_event_that_makes_no_sense(service: Service) -> None:
     broken, well = _ask(service, "a", "b")
-    first, second = Client.current.submitted
-    Client.current.say({"type": "delta", "id": first, "token_ids": 5})
+    first, second = ScriptedClient.current.submitted
+    ScriptedClient.current.say({"type": "delta", "id": first, "token_ids": 5})
     assert _error(broken).code == "INTERNAL"
-    assert Client.current.cancelled == [first]
-    Client.current.say({"no": "type"})
+    assert ScriptedClient.current.cancelled == [first]
+    ScriptedClient.current.say({"no": "type"})
     _finishes(well, second)
 
 
 def test_what_cannot_be_delivered_is_cancelled_in_the_engine(service: Service) -> None:
     (broken,) = _ask(service, "a")
-    (id,) = Client.current.submitted
+    (id,) = ScriptedClient.current.submitted
     send = broken.sender.send
 
     def fails_first(response: Any, flags: int = 0) -> None:
@@ -129,12 +97,12 @@ def test_what_cannot_be_delivered_is_cancelled_in_the_engine(service: Service) -
         send(response, flags)
 
     broken.sender.send = fails_first  # type: ignore[method-assign]
-    Client.current.say({"type": "delta", "id": id, "text": "x"})
+    ScriptedClient.current.say({"type": "delta", "id": id, "text": "x"})
     assert _error(broken).code == "INTERNAL"
-    assert Client.current.cancelled == [id]
-    Client.current.say({"type": "delta", "id": id, "text": "y"})
+    assert ScriptedClient.current.cancelled == [id]
+    ScriptedClient.current.say({"type": "delta", "id": id, "text": "y"})
     (after,) = _ask(service, "b")  # its end leaves after whatever was to be sent of the other
-    _finishes(after, Client.current.submitted[1])
+    _finishes(after, ScriptedClient.current.submitted[1])
     assert len(broken.sender.sent) == 1
 
 
@@ -154,3 +122,15 @@ def test_parse_answers_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken.error.code == "INTERNAL"
     assert broken.error.message == "INTERNAL: AssertionError: a defect"
     assert isinstance(well.values["content"], np.ndarray)
+
+
+@pytest.mark.parametrize(
+    "tools", ['[{"function": 3}]', "[{}]", '[{"function": {"name": 5}}]', '{"a": 1}', "[NaN]", "[", b"\xff"]
+)
+def test_tools_are_refused_in_the_words_of_the_other_models(tools: Any) -> None:
+    request = fake_pb.Request({"text": "a", "tools": tools})
+    request.outputs = {"content"}
+    (answer,) = ParseModel(fake_pb).execute([request])
+    with pytest.raises(RequestError) as refused:
+        parse_request({"messages": [{"role": "user", "content": "a"}], "tools": tools})
+    assert answer.error.message == f"INVALID_ARGUMENT: {refused.value.message}"

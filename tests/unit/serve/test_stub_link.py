@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fake_engine import ScriptedClient, until
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.stub import link as link_module
 from mm2c_runtime.stub.link import EngineLink
 
 
-class Client:
-    """Stands for EngineClient; ``during_connect`` runs before ``connect`` returns."""
+class Client(ScriptedClient):
+    """``during_connect`` runs before ``connect`` returns."""
 
     made: list[Client]
     during_connect: Callable[[Client], None]
 
-    def __init__(
-        self, path: str, on_event: Callable[[Any], None], on_disconnect: Callable[[list[str]], None]
-    ) -> None:
-        self.die = on_disconnect
-        self.submitted: list[str] = []
-        self.closed = False
-        Client.made.append(self)
-
     def connect(self, timeout: float) -> None:
+        Client.made.append(self)
         Client.during_connect(self)
-
-    def submit(self, id: str, fields: dict[str, Any]) -> None:
-        self.submitted.append(id)
-
-    def cancel(self, id: str) -> None:
-        return
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class Heard:
@@ -71,19 +54,19 @@ def test_the_late_end_of_an_old_connection_leaves_the_new_one_alone(link: Engine
     link.connect(1)  # the engine was replaced before the old connection's reader noticed
     link.submit("new", {})
     old, new = Client.made
-    old.die(["old"])
+    old.die()
     assert heard.failed == ["old"]
     assert heard.down == 0
     link.submit("newer", {})
     assert new.submitted == ["new", "newer"]
-    new.die(["new", "newer"])
+    new.die()
     assert heard.failed == ["old", "new", "newer"]
     assert heard.down == 1
     assert not link.connected
 
 
 def test_an_engine_that_dies_while_it_is_connected_is_not_kept(link: EngineLink) -> None:
-    Client.during_connect = staticmethod(lambda client: client.die([]))  # type: ignore[assignment]
+    Client.during_connect = staticmethod(lambda client: client.die())  # type: ignore[assignment]
     with pytest.raises(ConnectionError, match="went away while it was being connected"):
         link.connect(1)
     assert not link.connected
@@ -94,14 +77,11 @@ def test_an_engine_that_dies_while_it_is_connected_is_not_kept(link: EngineLink)
 def test_a_link_that_keeps_connected_gets_over_it(link: EngineLink) -> None:
     def first_dies(client: Client) -> None:
         if len(Client.made) == 1:
-            client.die([])
+            client.die()
 
     Client.during_connect = staticmethod(first_dies)  # type: ignore[assignment]
     link.keep_connected()
-    end = time.monotonic() + 5
-    while not link.connected:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: link.connected)
     assert len(Client.made) == 2
     link.close()
 

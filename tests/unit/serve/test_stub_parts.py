@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,13 +126,6 @@ class GateTriton:
             raise self.refusal
 
 
-def _until(condition: Any) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_gate_waits_for_tritons_start_and_the_last_wish_wins(tmp_path: Path) -> None:
     triton = GateTriton(tmp_path / "closed")
     gate = Gate(triton, triton.flag, lambda text: None)
@@ -140,10 +134,10 @@ def test_gate_waits_for_tritons_start_and_the_last_wish_wins(tmp_path: Path) -> 
     time.sleep(0.1)
     assert triton.loaded
     triton.started = True
-    _until(lambda: not triton.loaded)
+    until(lambda: not triton.loaded)
     gate.close()
     gate.open()
-    _until(lambda: triton.loaded)
+    until(lambda: triton.loaded)
     time.sleep(0.3)
     assert triton.loaded
     assert not triton.flag.exists()
@@ -155,7 +149,7 @@ def test_gate_says_when_it_cannot_move_and_leaves_when_told(tmp_path: Path) -> N
     triton.refusal = NoModelControl("no")
     gate = Gate(triton, triton.flag, said.append)
     gate.close()
-    _until(lambda: said)
+    until(lambda: said)
     assert "cannot be moved" in said[0]
     triton.refusal = RuntimeError("the server is starting")
     gate.close()
@@ -233,7 +227,7 @@ def test_keeper_restarts_until_the_engine_holds(monkeypatch: pytest.MonkeyPatch)
     keeper.start()
     Engine.failures = 3
     keeper.lost()
-    _until(lambda: gate.calls == ["clear", "close", "open"])
+    until(lambda: gate.calls == ["clear", "close", "open"])
     assert len(Engine.starts) == 5
     assert len(set(Engine.starts)) == 1  # one thread starts every engine: it dies with its thread
     keeper.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fake_pb
 import pytest
+from fake_engine import ScriptedClient, until
 
 from mm2c_runtime.stub import link as link_module
 from mm2c_runtime.stub.reply import Reply
@@ -72,30 +73,15 @@ def test_the_service_keeps_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     for request in requests:
         service.execute([request])
         time.sleep(0.002)
-    end = time.monotonic() + 10
-    while not all(request.sender.gone for request in requests):  # type: ignore[attr-defined]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: all(request.sender.gone for request in requests), seconds=10)  # type: ignore[attr-defined]
     service.close()
     assert not any(request.sender.used_after_free for request in requests)  # type: ignore[attr-defined]
 
 
-class Answering:
-    """Stands for EngineClient: ends each request a few milliseconds after it came."""
-
-    def __init__(self, path: str, on_event: object, on_disconnect: object) -> None:
-        self._on_event = on_event
-
-    def connect(self, timeout: float) -> None:
-        return
+class Answering(ScriptedClient):
+    """Ends each request a few milliseconds after it came."""
 
     def submit(self, id: str, fields: dict[str, object]) -> None:
         counts = {"num_input_tokens": 1, "num_output_tokens": 1}
         event = {"type": "finish", "id": id, "finish_reason": "stop", **counts}
-        threading.Timer(0.004, self._on_event, [event]).start()  # type: ignore[arg-type]
-
-    def cancel(self, id: str) -> None:
-        return
-
-    def close(self) -> None:
-        return
+        threading.Timer(0.004, self.say, [event]).start()

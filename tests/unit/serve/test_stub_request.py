@@ -12,7 +12,7 @@ import pytest
 from mm2c_runtime import option_values
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.option_names import ALIASES, NEUTRAL
-from mm2c_runtime.options import _FLAGS, _RULE, NAMES
+from mm2c_runtime.options import _FLAGS, NAMES, RULES
 from mm2c_runtime.stub.options import INPUTS, OUTPUTS, PROMPT
 from mm2c_runtime.stub.request import decode
 
@@ -60,7 +60,7 @@ def test_bad_timeout(timeout: object) -> None:
 def test_bad_tensors() -> None:
     with pytest.raises(RequestError, match="text_input takes one value, got 2"):
         _decode(text_input=["a", "b"])
-    with pytest.raises(RequestError, match="text_input is not UTF-8"):
+    with pytest.raises(RequestError, match="text_input: the bytes are not valid UTF-8"):
         _decode(text_input=b"\xff")
     with pytest.raises(RequestError, match="max_tokens is given both"):
         _decode({"max_tokens": 3}, text_input="a", max_tokens=3)
@@ -114,13 +114,13 @@ SPECIAL = {"seed": "TYPE_INT64", "random_seed": "TYPE_UINT64", "exclude_input_in
 
 def test_every_option_with_an_effect_is_an_input_of_its_type() -> None:
     wanted = {"sampling_parameters": ("TYPE_STRING", False)}
-    for name in {*_RULE, *ALIASES} - PARAMETERS_OF_TRITON:
-        rule = _RULE.get(ALIASES.get(name, name))
+    for name in {*RULES, *ALIASES} - PARAMETERS_OF_TRITON:
+        rule = RULES.get(ALIASES.get(name, name))
         type, many = TYPES[rule.read] if rule is not None else ("TYPE_BOOL", False)
         wanted[name] = (SPECIAL.get(name, "TYPE_BOOL" if name in _FLAGS else type), many)
     given = {name: tuple(option) for name, option in INPUTS.items() if name not in PROMPT}
     without_effect = {name for name in given if name in NEUTRAL}
-    assert {n: o for n, o in given.items() if n not in without_effect and n != "return_token_ids"} == wanted
+    assert {n: o for n, o in given.items() if n not in without_effect} == wanted
 
 
 @pytest.mark.parametrize("name", ["stream", "streaming"])
@@ -133,7 +133,7 @@ def test_streaming_under_both_names(name: str) -> None:
 
 
 def test_the_engine_knows_every_input() -> None:
-    assert set(INPUTS) - set(PROMPT) - {"return_token_ids"} <= set(NAMES)
+    assert set(INPUTS) - set(PROMPT) <= set(NAMES)
 
 
 @pytest.mark.parametrize("model", ["minimax_m2", "minimax_m2_unary"])

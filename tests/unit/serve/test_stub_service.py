@@ -4,75 +4,29 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fake_pb
 import pytest
+from fake_engine import ScriptedClient, until
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.stub import link as link_module
 from mm2c_runtime.stub.service import Service
 
 
-class ScriptedClient:
-    """Stands for EngineClient; the test speaks for the engine through ``say`` and ``die``."""
-
-    current: ScriptedClient
-
-    def __init__(
-        self, path: str, on_event: Callable[[Any], None], on_disconnect: Callable[[Any], None]
-    ) -> None:
-        self.say, self._on_disconnect = on_event, on_disconnect
-        self.submitted: dict[str, dict[str, Any]] = {}
-        self.cancelled: list[str] = []
-        ScriptedClient.current = self
-
-    def connect(self, timeout: float) -> None:
-        return
-
-    def submit(self, id: str, fields: dict[str, Any]) -> None:
-        self.submitted[id] = fields
-
-    def cancel(self, id: str) -> None:
-        self.cancelled.append(id)
-
-    def close(self) -> None:
-        return
-
-    def die(self) -> None:
-        self._on_disconnect(list(self.submitted))
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    monkeypatch.setattr(link_module, "EngineClient", ScriptedClient)
-    service = Service(fake_pb, Path("/nowhere"), lambda: None, unary=False)
-    service.link.connect(1)
-    yield service
-    service.close()
-
-
 def _begin(service: Service, **tensors: Any) -> tuple[str, fake_pb.Sender]:
     request = fake_pb.Request({"text_input": "a", "stream": True, **tensors})
     service.execute([request])
-    return list(ScriptedClient.current.submitted)[-1], request.sender
-
-
-def _until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
+    return ScriptedClient.current.submitted[-1], request.sender
 
 
 def _drain(service: Service) -> None:
     """The sender thread has sent whatever was posted, in order, when it comes to another request's answer."""
     last = fake_pb.Request({"text_input": b"\xff"})  # refused
     service.execute([last])
-    _until(lambda: last.sender.sent)
+    until(lambda: last.sender.sent)
 
 
 def _delta(id: str, text: str = "", **said: Any) -> dict[str, Any]:
@@ -92,9 +46,9 @@ def test_deltas_arrive_one_by_one_and_the_last_is_final(service: Service) -> Non
     id, sender = _begin(service)
     for n, text in enumerate(("a", "b")):
         ScriptedClient.current.say(_delta(id, text))
-        _until(lambda n=n: len(sender.sent) == n + 1)
+        until(lambda n=n: len(sender.sent) == n + 1)
     ScriptedClient.current.say(_finish(id))
-    _until(lambda: len(sender.sent) == 3)
+    until(lambda: len(sender.sent) == 3)
     assert _texts(sender) == ["a", "b", ""]
     assert [flags for _, flags in sender.sent] == [0, 0, 1]
     assert sender.sent[-1][0].values["num_output_tokens"].tolist() == [3]
@@ -123,7 +77,7 @@ def test_what_piles_up_leaves_together(service: Service) -> None:
     ):
         say(event)  # returns at once although the sender is stuck
     release.set()
-    _until(lambda: len(sender.sent) == 2)
+    until(lambda: len(sender.sent) == 2)
     assert _texts(sender) == ["a", "b"]
     (call,) = json.loads(sender.sent[1][0].values["tool_calls"][0])
     assert call["function"] == {"name": "f", "arguments": "{}"}
@@ -142,7 +96,7 @@ def test_without_streaming_there_is_one_response(service: Service) -> None:
 def test_engine_errors_keep_their_code(service: Service) -> None:
     id, sender = _begin(service)
     ScriptedClient.current.say({"type": "error", "id": id, "code": "INVALID_ARGUMENT", "message": "no"})
-    _until(lambda: sender.sent)
+    until(lambda: sender.sent)
     error = sender.sent[0][0].error
     assert error is not None
     assert (error.message, error.code) == ("INVALID_ARGUMENT: no", "INVALID_ARG")
@@ -151,10 +105,10 @@ def test_engine_errors_keep_their_code(service: Service) -> None:
 def test_a_lost_engine_fails_what_is_in_flight_and_what_comes(service: Service) -> None:
     _, sender = _begin(service)
     ScriptedClient.current.die()
-    _until(lambda: sender.sent)
+    until(lambda: sender.sent)
     late = fake_pb.Request({"text_input": "b"})
     service.execute([late])
-    _until(lambda: late.sender.sent)
+    until(lambda: late.sender.sent)
     for answer in (sender, late.sender):
         error = answer.sent[0][0].error
         assert error is not None
@@ -165,7 +119,7 @@ def test_a_lost_engine_fails_what_is_in_flight_and_what_comes(service: Service) 
 def test_a_cancelled_request_is_cancelled_in_the_engine_and_answered_once(service: Service) -> None:
     id, sender = _begin(service)
     sender.cancelled = True
-    _until(lambda: ScriptedClient.current.cancelled == [id])
+    until(lambda: ScriptedClient.current.cancelled == [id])
     ScriptedClient.current.say(_finish(id))  # the engine's own end comes late and is not sent
     _drain(service)
     assert len(sender.sent) == 1
@@ -182,7 +136,7 @@ def test_a_cancel_that_overtakes_its_request_is_repeated(service: Service) -> No
     request.sender.cancelled = True
 
     def submit(id: str, fields: dict[str, Any]) -> None:
-        _until(lambda: "cancel" in order)
+        until(lambda: "cancel" in order)
         order.append("submit")
 
     client.submit = submit  # type: ignore[method-assign]
@@ -194,8 +148,8 @@ def test_a_cancel_that_overtakes_its_request_is_repeated(service: Service) -> No
 def test_a_refused_request_does_not_reach_the_engine(service: Service) -> None:
     request = fake_pb.Request({"text_input": b"\xff"})
     service.execute([request])
-    _until(lambda: request.sender.sent)
-    assert ScriptedClient.current.submitted == {}
+    until(lambda: request.sender.sent)
+    assert ScriptedClient.current.submitted == []
 
 
 def test_unary_refuses_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +158,7 @@ def test_unary_refuses_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     service.link.connect(1)
     request = fake_pb.Request({"text_input": "a", "stream": True})
     service.execute([request])
-    _until(lambda: request.sender.sent)
+    until(lambda: request.sender.sent)
     assert "needs the model minimax_m2" in request.sender.sent[0][0].error.message  # type: ignore[union-attr]
     service.close()
 
@@ -219,7 +173,7 @@ def test_a_client_that_cannot_be_sent_to_does_not_stop_the_others(service: Servi
     ScriptedClient.current.say(_delta(first, "x"))
     second, sender = _begin(service)
     ScriptedClient.current.say(_delta(second, "y"))
-    _until(lambda: sender.sent)
+    until(lambda: sender.sent)
     assert _texts(sender) == ["y"]
     assert any("gone" in text for text in fake_pb.Logger.errors)
 
