@@ -28,6 +28,7 @@ class Answer:
     ) -> None:
         self.id, self.generation = request_id, generation
         self.num_tokens = 0
+        self._token_bytes = token_bytes
         self._detokenizer = Detokenizer(token_bytes)
         self._stops = StopStrings(generation.stop)
         self._parser = parser
@@ -46,7 +47,8 @@ class Answer:
         self.num_tokens += 1
         self._tokens.append(token)
         if logprobs is not None:
-            self._logprobs.append({"token": token, "logprob": logprobs.chosen, "top": logprobs.top})
+            top = [self._logprob(token, value) for token, value in logprobs.top]
+            self._logprobs.append({**self._logprob(token, logprobs.chosen), "top": top})
         if silent:
             return
         text = self._detokenizer.feed((token,))
@@ -89,6 +91,9 @@ class Answer:
         }
         self._text, self._reasoning, self._calls, self._tokens, self._logprobs = [], [], [], [], []
         return event
+
+    def _logprob(self, token: int, value: float) -> dict[str, Any]:
+        return {"token": token, "logprob": value, "bytes": list(self._token_bytes[token])}
 
     def _parse(self, text: str) -> None:
         if not text:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -15,15 +16,17 @@ from mm2c_runtime.answer import Answer, Event, FinishReason
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine_stats import Statistics
 from mm2c_runtime.errors import Code, RequestError
-from mm2c_runtime.generation import Preparer, new_sequence
+from mm2c_runtime.generation import Preparer
 from mm2c_runtime.option_values import invalid
 from mm2c_runtime.parsing import MessageStream
 from mm2c_runtime.requests import GenerateRequest
+from mm2c_runtime.scheduling.admission import new_sequence
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
 from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.step import StepBatch, StepResult
 
 MAX_REQUESTS = 4096  # running and waiting together
+MASK_WORKERS = 2  # threads for the masks of grammars, which are computed while the model runs
 OnEvent = Callable[[Event], None]
 log = logging.getLogger("mm2c.engine")
 
@@ -70,6 +73,7 @@ class Engine:
         self._changed = threading.Condition()
         self._refusal: str | None = None  # why nothing more is taken
         self._stopping = self._closed = False
+        self._masks = ThreadPoolExecutor(MASK_WORKERS, thread_name_prefix="mm2c-mask")
         self._thread = threading.Thread(target=self._run, name="mm2c-engine", daemon=True)
         self._thread.start()
 
@@ -90,10 +94,16 @@ class Engine:
         if timeout is not None and time.monotonic() >= submitted + timeout:
             raise RequestError("CANCELLED", f"the timeout of {timeout:g} s ran out before it was prepared")
         generation = self.preparer.prepare(request)
-        sequence = new_sequence(request_id, generation, self.preparer.vocab, now=submitted)
+        sequence = new_sequence(
+            request_id, generation, self.preparer.vocab, self._masks.submit, now=submitted
+        )
         parser = None
         if generation.parse:
-            parser = MessageStream(generation.tools, starts_in_reasoning=generation.starts_in_reasoning)
+            parser = MessageStream(
+                generation.tools,
+                starts_in_reasoning=generation.starts_in_reasoning,
+                calls=generation.calls,
+            )
         answer = Answer(request_id, generation, self._token_bytes, parser)
         with self._changed:
             if self._refusal is not None:
@@ -144,6 +154,7 @@ class Engine:
         with self._changed:
             closed, self._closed = self._closed, True
         if not closed:
+            self._masks.shutdown(wait=False, cancel_futures=True)
             self._executor.close()
 
     # The engine thread
@@ -233,7 +244,7 @@ class Engine:
 
     def _take(self, outcome: Outcome, running: _Running) -> None:
         if outcome.token is None:
-            self._error(running, "INTERNAL", outcome.error or "the step failed")
+            self._error(running, outcome.code, outcome.error or "the step failed")
             return
         answer = running.answer
         answer.add(outcome.token, outcome.logprobs, silent=outcome.ending == "stop")

@@ -10,14 +10,16 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 
 from mm2c_runtime.generation_defaults import GenerationDefaults
+from mm2c_runtime.grammars import Grammars
 from mm2c_runtime.json_input import check_text
 from mm2c_runtime.option_values import invalid
 from mm2c_runtime.options import NO_END
+from mm2c_runtime.parsing.markers import END_THINK, THINK
 from mm2c_runtime.requests import GenerateRequest
-from mm2c_runtime.scheduling.allowed import AllowedTokens
-from mm2c_runtime.scheduling.sequence import Sequence
+from mm2c_runtime.scheduling.constrained import Matcher
 from mm2c_runtime.step import SamplingParams
 
+CLOSED_REASONING = f"\n{END_THINK}\n\n"  # as the template writes it behind the reasoning of earlier turns
 LONG_TEXT = 4096  # characters from which tokenising lets go of Python's lock, so that steps go on meanwhile
 
 
@@ -36,7 +38,8 @@ class Template(Protocol):
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A request ready for the scheduler. ``bad_words`` are token sequences; ``echo`` is prompt text to
-    repeat."""
+    repeat. ``calls``: whether the parser looks for tool calls; ``matcher``: at the start of the answer's grammar,
+    None where it is free."""
 
     prompt: list[int]
     sampling: SamplingParams
@@ -49,6 +52,8 @@ class Generation:
     parse: bool
     starts_in_reasoning: bool
     tools: tuple[dict[str, Any], ...] | None
+    calls: bool
+    matcher: Matcher | None
     echo: str
     stream: bool
     timeout: float | None
@@ -77,6 +82,8 @@ class Preparer:
         tokenizer.no_padding()
         self.tokenizer, self.template, self.defaults = tokenizer, template, defaults
         self.context, self.vocab = context, vocab
+        self._grammars = Grammars(tokenizer, vocab, sorted(defaults.eos))
+        self._think = tokenizer.token_to_id(THINK)
         self._room = context if kv_tokens is None else min(context, kv_tokens)
         self._will_reason = will_reason
 
@@ -85,6 +92,9 @@ class Preparer:
         options, defaults = request.options, self.defaults
         text = self._prompt_text(request)
         check_text("the prompt", text)
+        reasons = self._will_reason(text)
+        if options.skip_reasoning and reasons:
+            text, reasons = text.rstrip("\n") + CLOSED_REASONING, False
         prompt = self._encode(text)
         if not prompt:
             raise invalid("the prompt has no tokens")
@@ -100,6 +110,15 @@ class Preparer:
         def chosen(asked: Any, default: Any) -> Any:
             return default if asked is None else asked
 
+        constraint = request.constraint
+        # The whole text of a raw prompt that nobody parses is bound; of any other, what follows its reasoning.
+        behind_reasoning = reasons and (request.parse or request.messages is not None)
+        matcher = None
+        if constraint is not None:
+            matcher = self._grammars.matcher(constraint, starts_in_reasoning=behind_reasoning)
+        bad_words = self._bad_words(options.bad_words)
+        if options.skip_reasoning and self._think is not None:
+            bad_words = (*bad_words, (self._think,))
         return Generation(
             prompt=prompt,
             sampling=SamplingParams(
@@ -116,11 +135,13 @@ class Preparer:
             min_tokens=options.min_tokens,
             stop_tokens=stop_tokens,
             stop=options.stop,
-            bad_words=self._bad_words(options.bad_words),
+            bad_words=bad_words,
             logprobs=options.logprobs,
             parse=request.parse,
-            starts_in_reasoning=request.parse and self._will_reason(text),
+            starts_in_reasoning=request.parse and reasons,
             tools=request.tools,
+            calls=constraint is None or not constraint.verbatim,
+            matcher=matcher,
             echo=text if options.echo else "",
             stream=options.stream,
             timeout=options.timeout,
@@ -131,7 +152,8 @@ class Preparer:
         if request.text_input is not None:
             return request.text_input
         assert request.messages is not None
-        tools = list(request.tools) if request.tools else None
+        hidden = request.options.tool_choice == "none"  # what must not be called is not offered
+        tools = list(request.tools) if request.tools and not hidden else None
         return self.template.render(
             list(request.messages), tools, add_generation_prompt=True, **request.template_options
         )
@@ -164,27 +186,3 @@ class Preparer:
                 if ids and max(ids) < self.vocab:  # a token that cannot be sampled needs no ban
                     spelled.append(ids)
         return tuple(dict.fromkeys(spelled))
-
-
-def new_sequence(request_id: str, generation: Generation, vocab: int, *, now: float) -> Sequence:
-    """What the scheduler is given; its deadline is on the clock of ``now``."""
-    allowed = None
-    if generation.min_tokens or generation.bad_words:
-        allowed = AllowedTokens(
-            vocab,
-            min_tokens=generation.min_tokens,
-            stop_tokens=generation.stop_tokens,
-            bad_words=generation.bad_words,
-        )
-    return Sequence(
-        id=request_id,
-        prompt=generation.prompt,
-        max_tokens=generation.max_tokens,
-        sampling=generation.sampling,
-        min_tokens=generation.min_tokens,
-        stop_tokens=generation.stop_tokens,
-        allowed=allowed,
-        logprobs=generation.logprobs,
-        priority=generation.priority,
-        deadline=None if generation.timeout is None else now + generation.timeout,
-    )

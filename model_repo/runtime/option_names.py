@@ -91,7 +91,7 @@ _ABSENT = {
     "decoder_text_input": "the model has no encoder",
     "embedding_bias_weights": "logits are not biased by word",
     "embedding_bias_words": "logits are not biased by word",
-    "guided_decoding": "answers are not constrained by a grammar",
+    "guided_decoding": "send guided_decoding_guide_type and guided_decoding_guide",
     "image": "the model reads text only",
     "image_input": "the model reads text only",
     "logit_bias": "logits are not biased by token; bad_words forbids words",
@@ -100,7 +100,6 @@ _ABSENT = {
     "lora_weights": "there are no LoRA adapters",
     "prompt_embedding_table": "there is no prompt tuning",
     "prompt_logprobs": "log probabilities are of generated tokens only",
-    "structured_outputs": "answers are not constrained by a grammar",
     "truncate_prompt_tokens": "a prompt is never cut; send a shorter one",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.json_input import check_text
+from mm2c_runtime.json_input import check_json, check_text, kind, load_json
 
 
 def invalid(message: str) -> RequestError:
@@ -135,3 +135,37 @@ def logprobs_wanted(name: str, value: Any) -> int | None:
     if isinstance(value, bool) or value in ("true", "false", "True", "False"):
         return 0 if boolean(name, value) else None
     return integer(name, value)
+
+
+def json_object(name: str, value: Any) -> dict[str, Any] | None:
+    """An object, or its JSON; None for what clients send in place of none."""
+    value = scalar(name, value)
+    if isinstance(value, str):
+        if value.strip() in ("", "null", "{}"):
+            return None
+        value = load_json(name, value)
+    else:
+        check_json(name, value)
+    if not isinstance(value, dict):
+        raise invalid(f"{name}: a JSON object is expected, got {kind(value)}")
+    return value or None
+
+
+def tool_wanted(name: str, value: Any) -> str | dict[str, Any] | None:
+    """A word or name as it is, OpenAI's object or its JSON as an object; None where it is empty."""
+    value = scalar(name, value)
+    if isinstance(value, str):
+        check_text(name, value)
+        if not value.lstrip().startswith("{"):
+            return value.strip() or None
+    return json_object(name, value)
+
+
+def text_or_json(name: str, value: Any) -> Any:
+    """Text as it is, other JSON values too; None where it is empty."""
+    value = scalar(name, value)
+    if isinstance(value, str):
+        check_text(name, value)
+        return value if value.strip() else None
+    check_json(name, value)
+    return value

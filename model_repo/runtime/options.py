@@ -17,11 +17,14 @@ from mm2c_runtime.option_values import (
     integer,
     integers,
     invalid,
+    json_object,
     logprobs_wanted,
     number,
     scalar,
     stop_strings,
     strings,
+    text_or_json,
+    tool_wanted,
 )
 
 MAX_LOGPROBS = 20
@@ -55,6 +58,13 @@ class Options:
     parse: bool | None = None
     timeout: float | None = None  # seconds from submission
     priority: int = 0  # lower is served earlier
+    tool_choice: str | dict[str, Any] | None = None  # none, auto, required, or the tool that must be called
+    parallel_tool_calls: bool = True
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_decoding_guide_type: str | None = None
+    guided_decoding_guide: Any = None
+    skip_reasoning: bool = False  # the answer begins behind the reasoning that the prompt would have opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,13 @@ _RULES = (
     Rule("parse", boolean),
     Rule("timeout", number, lambda v: v >= 0, "seconds greater than 0, or 0 for none"),
     Rule("priority", integer),
+    Rule("tool_choice", tool_wanted),
+    Rule("parallel_tool_calls", boolean),
+    Rule("response_format", json_object),
+    Rule("structured_outputs", json_object),
+    Rule("guided_decoding_guide_type", text_or_json),
+    Rule("guided_decoding_guide", text_or_json),
+    Rule("skip_reasoning", boolean),
 )
 RULES = {rule.field: rule for rule in _RULES}
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mm2c_runtime.chat.history import clean_messages, clean_tools
+from mm2c_runtime.constraint import Constraint, constraint_of
 from mm2c_runtime.json_input import check_json, check_text, kind, load_json
 from mm2c_runtime.option_values import invalid, scalar
 from mm2c_runtime.options import Options, parse_options
+from mm2c_runtime.schema_check import check_schema
 
 _CONTENT = ("text_input", "messages", "tools", "chat_template_kwargs")
 # What ``render`` is given by the engine, and what templates call.
@@ -21,8 +23,8 @@ _RESERVED = frozenset(
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """Either ``text_input`` (a raw prompt) or ``messages``, cleaned as are the tools (``chat.history`` has the
-    rules). ``parse``: split the answer into reasoning,
-    content and tool calls; otherwise its text is passed on verbatim."""
+    rules). ``parse``: split the answer into reasoning, content and tool calls; otherwise its text is passed on
+    verbatim. ``constraint``: what its grammar is made of; None where it is free."""
 
     text_input: str | None
     messages: tuple[dict[str, Any], ...] | None
@@ -30,6 +32,7 @@ class GenerateRequest:
     template_options: dict[str, Any]
     options: Options
     parse: bool
+    constraint: Constraint | None = None
 
 
 def parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
@@ -73,7 +76,8 @@ def _parse_request(fields: Mapping[str, Any]) -> GenerateRequest:
     elif options.echo:
         raise invalid("exclude_input_in_output: false needs text_input; a conversation is not echoed")
     checked = tuple(clean_messages(_json("messages", messages))) if messages is not None else None
-    return GenerateRequest(text, checked, tools, template_options, options, parse)
+    constraint = constraint_of(options, tools)
+    return GenerateRequest(text, checked, tools, template_options, options, parse, constraint)
 
 
 def _json(name: str, value: Any) -> Any:
@@ -105,4 +109,8 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
     if isinstance(value, (str, bytes)) and value.strip() in ("", "null", b"", b"null"):
         return None
     cleaned = clean_tools(_json("tools", value))
+    for index, tool in enumerate(cleaned or ()):
+        parameters = tool["function"].get("parameters")
+        if parameters is not None:
+            check_schema(f"tools[{index}].function.parameters", parameters)
     return None if cleaned is None else tuple(cleaned)

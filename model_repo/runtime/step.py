@@ -1,12 +1,20 @@
-"""The step protocol: what the engine asks of every rank, and what comes back (plain values, picklable)."""
+"""The step protocol: what the engine asks of every rank, and what comes back (plain values, picklable but
+for masks that are not there yet)."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Union
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mm2c_runtime.errors import Code
+
+# int32[ceil(V/32)], bit set = allowed; or the promise of one, which is computed while the model runs. Whoever
+# samples waits for it, and sends it after the step where that is in another process.
+Bitmask = Union[NDArray[np.int32], "Future[NDArray[np.int32]]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class RowStep:
 
     ``sampling`` comes with the row's first step only. ``token_index`` counts generated tokens and is the
     Philox counter. ``history`` holds ids for the penalties: everything so far on the first step, then deltas.
-    ``bitmask`` is int32[ceil(V/32)], bit set = allowed. ``logprobs``: how many alternatives, or None.
+    ``bitmask`` says what may be sampled. ``logprobs``: how many alternatives, or None.
     """
 
     row: int
@@ -42,7 +50,7 @@ class RowStep:
     sampling: SamplingParams | None = None
     history: list[int] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)  # of ``history``, those that the model generated
-    bitmask: NDArray[np.int32] | None = None
+    bitmask: Bitmask | None = None
     logprobs: int | None = None
     blocks: list[int] = field(default_factory=list)  # block-table delta; empty for linear rows
 
@@ -82,6 +90,7 @@ class RowResult:
     token: int | None = None  # None where the row asked for no sample
     logprobs: TokenLogprobs | None = None
     error: str | None = None  # this row only; the others go on
+    code: Code = "INTERNAL"  # of the error
 
 
 @dataclass(slots=True)

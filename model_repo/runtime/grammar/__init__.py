@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mm2c_runtime.grammar.guide import Guide
 from mm2c_runtime.grammar.tool_grammar import tool_grammar
 
-__all__ = ["tool_grammar"]
+__all__ = ["Guide", "tool_grammar"]

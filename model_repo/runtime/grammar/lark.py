@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+GUIDE = "@guide"
+# Otherwise llguidance first looks how far the text is forced, and where a stranger's grammar forces text without
+# end (`start: "a" start`, or `/a+/ /a+/`, whose first takes all) it looks forever.
+_FREE = '%llguidance {"no_forcing": true}\n'
+
 
 class RuleBook:
     """Collects rules and terminals; ``text`` is the whole grammar.
@@ -43,9 +48,18 @@ class RuleBook:
     def define(self, name: str, expression: str, parameter: str = "") -> None:
         self._rules[name] = f"{name}{parameter}: {expression}"
 
-    def text(self, start: str) -> str:
-        """The grammar; rules that were reserved and given up are left out."""
-        return "\n".join([f"start: {start}", *filter(None, self._rules.values())]) + "\n"
+    def text(self, start: str, guide: str = "") -> str:
+        """The grammar; rules that were reserved and given up are left out.
+
+        ``guide`` is a whole grammar by itself, which the rules know as ``GUIDE``; with it the text is llguidance's
+        list of grammars, in JSON, so that neither sees a name of the other.
+        """
+        lark = "\n".join([f"start: {start}", *filter(None, self._rules.values())]) + "\n"
+        if not guide:
+            return lark
+        return json.dumps(
+            {"grammars": [{"lark_grammar": _FREE + lark}, {"name": GUIDE[1:], "lark_grammar": guide}]}
+        )
 
     def _shared(self, prefix: str, expression: str) -> str:
         if expression not in self._names:

@@ -113,6 +113,11 @@ class GrammarMatcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().strip().splitlines()[0]
-            exhausted = self._matcher.stop_reason().endswith("TooComplex")
-            code: Code = "RESOURCE_EXHAUSTED" if exhausted else "INTERNAL"
+            stopped = self._matcher.stop_reason()
+            if stopped.startswith("NoExtension"):
+                raise RequestError(
+                    "INVALID_ARGUMENT",
+                    "the grammar has a dead end here: the text is not complete and nothing may follow it",
+                )
+            code: Code = "RESOURCE_EXHAUSTED" if stopped.endswith("TooComplex") else "INTERNAL"
             raise RequestError(code, f"the grammar cannot be followed: {reason[:500]}")

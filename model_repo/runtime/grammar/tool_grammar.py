@@ -9,13 +9,14 @@ from mm2c_runtime.chat.history import clean_tools
 from mm2c_runtime.chat.plain import plain
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.grammar import calls, text
+from mm2c_runtime.grammar.guide import Guide
 from mm2c_runtime.grammar.json_rules import JsonRules
-from mm2c_runtime.grammar.lark import RuleBook
+from mm2c_runtime.grammar.lark import GUIDE, RuleBook
 from mm2c_runtime.grammar.schema import UnsatisfiableError, refuse, variants
 from mm2c_runtime.parsing.markers import BLOCK, END_BLOCK, END_THINK, THINK
 
 _MODES = ("none", "auto", "required")
-_NEWLINES = r"\n*"
+_NEWLINES = r"\n{0,16}"  # without a bound a model that would rather not answer could go on with them for ever
 
 
 def tool_grammar(
@@ -26,21 +27,30 @@ def tool_grammar(
     *,
     starts_in_reasoning: bool = False,
     parallel: bool = True,
+    guide: Guide | None = None,
 ) -> str:
     """A Lark grammar for llguidance of the completions that ``parsing`` reads back as what was asked for.
+
+    With a guide of text it is llguidance's list of two such grammars, in JSON.
 
     ``tools``: OpenAI tool definitions; None lets any tool be called with any parameters. ``tool_choice``:
     none, auto, required, a tool's name, or OpenAI's object that names one. ``response_schema``: the JSON
     schema that content must satisfy; it has no part where a call is required. ``tokenizer``: a
     ``tokenizers.Tokenizer``; markers that are added tokens of it become single-token symbols, all others are
     spelled out. ``starts_in_reasoning``: the prompt opened ``<think>``. ``parallel``: more than one call.
+    ``guide``: what the answer must be, where ``response_schema`` is ``Guide("json_schema", response_schema)``. An
+    answer that is not JSON is the whole text, or all that follows ``</think>`` and its two newlines, and is not
+    combined with tools.
 
     Where a call is required nothing but newlines comes before its block and nothing after it. Raises
     RequestError INVALID_ARGUMENT for what is invalid or cannot be enforced, with the reason.
     """
-    schema = plain(response_schema, "the response schema")
+    if response_schema is not None:
+        if guide is not None:
+            refuse("a response schema and a guide exclude each other")
+        guide = Guide("json_schema", response_schema)
     try:
-        return _Completion(tokenizer, tools, tool_choice, parallel).grammar(schema, starts_in_reasoning)
+        return _Completion(tokenizer, tools, tool_choice, parallel).grammar(guide, starts_in_reasoning)
     except RecursionError:
         refuse("a schema is nested too deeply")
 
@@ -56,9 +66,11 @@ class _Completion:
         self._block = "" if self._mode == "none" else self._calls(tools, chosen, parallel)
         self._parallel = parallel
 
-    def grammar(self, response_schema: Any, starts_in_reasoning: bool) -> str:
+    def grammar(self, guide: Guide | None, starts_in_reasoning: bool) -> str:
+        if guide is not None and not guide.is_json:
+            return self._guided(guide, starts_in_reasoning)
         try:
-            answer = "" if response_schema is None else self._answer(response_schema)
+            answer = "" if guide is None else self._answer(plain(guide.schema, "the response schema"))
         except UnsatisfiableError:
             refuse("no JSON value satisfies the response schema")
         if not starts_in_reasoning:
@@ -69,6 +81,14 @@ class _Completion:
             after = f" {self._content()}" if free else ""
             start += f" | {self._reasoning(BLOCK)} {self._block}{after}"
         return self._book.text(start)
+
+    def _guided(self, guide: Guide, starts_in_reasoning: bool) -> str:
+        """An answer of any text, and nothing beside it."""
+        if self._block:
+            refuse("a regex, choice or grammar guide cannot be combined with tools; set tool_choice to none")
+        # the parser takes two newlines for </think>'s own, and no more: what follows is the answer exactly
+        before = f'{self._reasoning(END_THINK)} "\\n\\n" ' if starts_in_reasoning else ""
+        return self._book.text(before + GUIDE, guide.lark())
 
     def _body(self, answer: str) -> str:
         """What comes where reasoning is over or has not been."""

@@ -9,6 +9,14 @@ and a newline starts in reasoning):
 
 Reasoning also ends where a block begins. Text in a block outside its invokes is content, space there is not;
 text in an invoke outside its values is dropped. ``<think>`` opens reasoning only while the content is blank.
+
+An answer that a regular expression or a user's grammar binds is read with ``calls=False``:
+
+    message   = [ [ "<think>" \\n? ] reasoning \\n? "</think>" \\n? \\n? ] content
+
+Where the prompt opened no reasoning the whole text is content; where it did, only ``</think>`` ends it. Content
+is verbatim, markers and all. ``</think>`` still owns two newlines, so a grammar that writes exactly these has its
+match as the content, to the letter.
 """
 
 from __future__ import annotations
@@ -29,7 +37,11 @@ _WAIT = -1
 
 _SPACE = re.compile(r"\s*")
 _OPENING = m.finder(m.THINK)
-_REASONING = {hold: m.finder(newline_before=(m.END_THINK, m.BLOCK), hold=hold) for hold in (True, False)}
+_REASONING = {
+    (calls, hold): m.finder(newline_before=(m.END_THINK, m.BLOCK) if calls else (m.END_THINK,), hold=hold)
+    for calls in (True, False)
+    for hold in (True, False)
+}
 _CONTENT = {
     hold: m.finder(m.THINK, m.END_THINK, newline_before=(m.BLOCK,), hold=hold) for hold in (True, False)
 }
@@ -43,12 +55,15 @@ class MessageStream:
 
     ``tools`` are the OpenAI tool definitions of the request, whose schemas type the arguments.
     ``starts_in_reasoning`` says that the prompt ended inside ``<think>`` (see
-    ``mm2c_runtime.chat.will_reason``). No text makes it raise.
+    ``mm2c_runtime.chat.will_reason``). ``calls`` False reads no tool calls: what comes after the reasoning is
+    content, verbatim. No text makes it raise.
     """
 
-    def __init__(self, tools: Any = None, *, starts_in_reasoning: bool = True) -> None:
+    def __init__(self, tools: Any = None, *, starts_in_reasoning: bool = True, calls: bool = True) -> None:
         self._writer = MessageWriter(Tools(tools))
-        self._state: _State = self._opening if starts_in_reasoning else self._in_content
+        self._calls = calls
+        self._after_reasoning: _State = self._in_content if calls else self._verbatim
+        self._state: _State = self._opening if starts_in_reasoning else self._after_reasoning
         self._pending = ""  # the beginning of a marker, perhaps
         self._withheld: list[str] = []  # from an </invoke> inside a value on
         self._tail = ""  # their last characters, where an end marker may have begun
@@ -100,7 +115,7 @@ class MessageStream:
 
     def _in_reasoning(self, text: str, position: int) -> int:
         position = self._own_newlines(text, position)
-        match = _REASONING[not self._final].search(text, position)
+        match = _REASONING[self._calls, not self._final].search(text, position)
         if match is None:
             self._writer.think(text[position:])
             return len(text)
@@ -109,7 +124,7 @@ class MessageStream:
         if marker is None:
             return self._wait(text, match.start())
         if marker == m.END_THINK:
-            self._newlines, self._state = 2, self._in_content
+            self._newlines, self._state = 2, self._after_reasoning
         else:
             self._open_block()
         return match.end()
@@ -132,6 +147,10 @@ class MessageStream:
             self._writer.say(marker)
         return match.end()
 
+    def _verbatim(self, text: str, position: int) -> int:
+        self._writer.say(text[self._own_newlines(text, position) :])
+        return len(text)
+
     def _in_block(self, text: str, position: int) -> int:
         if not self._stray:
             position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # it always matches
@@ -149,7 +168,10 @@ class MessageStream:
             return self._wait(text, match.start())
         if marker == m.INVOKE:
             return self._invoke(text, match)
-        self._stray = False
+        if self._stray and marker in (m.END_INVOKE, m.END_PARAMETER):
+            self._writer.say(marker)  # of an invoke that was none
+        elif marker in (m.BLOCK, m.END_BLOCK):
+            self._stray = False
         if marker == m.END_BLOCK:
             self._bare_block, self._state = False, self._in_content
         return match.end()
@@ -242,7 +264,7 @@ class MessageStream:
                 self._writer.say(m.INVOKE)
                 self._stray, self._bare_block = True, False
             return match.end()
-        self._writer.open_call(header.name)
+        self._writer.open_call(header)
         self._bare_block, self._stray, self._state = False, False, self._in_call
         return header.end
 
@@ -252,7 +274,7 @@ class MessageStream:
             return self._wait(text, match.start())
         if not isinstance(header, Header):
             return match.end()
-        self._writer.open_value(header.name)
+        self._writer.open_value(header)
         self._state = self._in_value
         return header.end
 
@@ -262,9 +284,11 @@ class MessageStream:
         self._writer.cut(Incomplete("call"))
 
 
-def parse_message(text: str, tools: Any = None, *, starts_in_reasoning: bool = True) -> Message:
+def parse_message(
+    text: str, tools: Any = None, *, starts_in_reasoning: bool = True, calls: bool = True
+) -> Message:
     """Parses a whole completion; the same as streaming it, in one chunk. Never raises."""
-    stream = MessageStream(tools, starts_in_reasoning=starts_in_reasoning)
+    stream = MessageStream(tools, starts_in_reasoning=starts_in_reasoning, calls=calls)
     stream.feed(text)
     stream.finish()
     return stream.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mm2c_runtime.parsing.header import Header
 from mm2c_runtime.parsing.schema import ParameterSchema, members, resolve
 
 _UNDECLARED = ParameterSchema({}, None)
@@ -24,6 +25,17 @@ class Tools:
             if isinstance(function, Mapping) and isinstance(function.get("name"), str):
                 self._parameters.setdefault(function["name"], function.get("parameters"))
 
+    def tool_name(self, header: Header) -> str:
+        """The tool that the header of an invoke names: a declared name, whatever it looks like, goes first."""
+        return header.name if header.bare is None or header.name in self._parameters else header.bare
+
+    def parameter_name(self, tool: str, header: Header) -> str:
+        """The same for the header of a parameter of ``tool``."""
+        if header.bare is None:
+            return header.name
+        root = self._parameters.get(tool)
+        return header.bare if _declared(root, header.name) is None else header.name
+
     def schema(self, tool: str, parameter: str) -> ParameterSchema:
         """The schema of ``parameter`` of ``tool``; one that admits anything for what is not declared."""
         key = (tool, parameter)
@@ -39,12 +51,17 @@ class Tools:
 def _find(root: Any, parameter: str) -> Any:
     """The schema of a property within its parameters' schema; None if it is not declared."""
     try:
-        declared = _property(root, parameter, root, {})
-        if declared is None:
-            declared = next(_additional(root, root, set()), None)
+        declared = _declared(root, parameter)
+        return next(_additional(root, root, set()), None) if declared is None else declared
     except RecursionError:  # nested beyond what a tool can mean
         return None
-    return declared
+
+
+def _declared(root: Any, parameter: str) -> Any:
+    try:
+        return _property(root, parameter, root, {})
+    except RecursionError:
+        return None
 
 
 def _property(node: Any, name: str, root: Any, known: dict[int, Any]) -> Any:

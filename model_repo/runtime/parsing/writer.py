@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 
 from mm2c_runtime.parsing.call import OpenCall
+from mm2c_runtime.parsing.header import Header
 from mm2c_runtime.parsing.message import Delta, DeltaKind, Incomplete, Message, ToolCall
 from mm2c_runtime.parsing.tools import Tools
 
@@ -33,16 +34,18 @@ class MessageWriter:
             self.blank = False
         self._add("content", text)
 
-    def open_call(self, name: str) -> None:
+    def open_call(self, header: Header) -> None:
         """Opens a call; one that is still open is cut."""
         self.cut_call()
         self._flush()
+        name = self._tools.tool_name(header)
         self.call = OpenCall(self._opened, f"call_{secrets.token_hex(12)}", name)
         self._deltas.append(Delta("call", "", self._opened, self.call.id, name))
         self._opened += 1
 
-    def open_value(self, parameter: str) -> None:
+    def open_value(self, header: Header) -> None:
         if self.call is not None:
+            parameter = self._tools.parameter_name(self.call.name, header)
             self._add("arguments", self.call.open(parameter, self._tools.schema(self.call.name, parameter)))
 
     def data(self, text: str) -> None:

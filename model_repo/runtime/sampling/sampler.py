@@ -8,18 +8,20 @@ A row's result depends on its own logits, parameters, history and token index on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mm2c_runtime.errors import RequestError
 from mm2c_runtime.sampling.bitmask import forbid
 from mm2c_runtime.sampling.draw import draw
 from mm2c_runtime.sampling.greedy import greedy
 from mm2c_runtime.sampling.logprobs import token_logprobs
 from mm2c_runtime.sampling.penalties import PenaltyHistory, penalises
 from mm2c_runtime.sampling.uniform import TokenUniform
-from mm2c_runtime.step import RowResult, RowStep, SamplingParams
+from mm2c_runtime.step import Bitmask, RowResult, RowStep, SamplingParams
 
 NON_FINITE = "the model's logits are not finite"
 
@@ -88,13 +90,17 @@ class Sampler:
         if state is None:
             raise ValueError(f"row {step.row} is sampled but never had sampling parameters")
         params, logits = state.params, raw
-        if state.history is not None or step.bitmask is not None:
+        try:
+            bitmask = _there(step.bitmask)
+        except RequestError as error:
+            return RowResult(step.row, error=error.message, code=error.code)
+        if state.history is not None or bitmask is not None:
             logits = self._logits
             np.copyto(logits, raw)
             if state.history is not None:
                 state.history.apply(logits, params)
-            if step.bitmask is not None:
-                forbid(logits, step.bitmask)
+            if bitmask is not None:
+                forbid(logits, bitmask)
             best = int(greedy(logits))
             if logits[best] == -np.inf:
                 return RowResult(step.row, error="the grammar allows no token here")
@@ -103,3 +109,8 @@ class Sampler:
             token = draw(logits, params, self._uniform(params.seed, step.token_index), self._weights)
         logprobs = None if step.logprobs is None else token_logprobs(raw, token, step.logprobs)
         return RowResult(step.row, token=token, logprobs=logprobs)
+
+
+def _there(bitmask: Bitmask | None) -> NDArray[np.int32] | None:
+    """The mask itself, waited for. Raises RequestError where it could not be computed."""
+    return bitmask.result() if isinstance(bitmask, Future) else bitmask

@@ -41,6 +41,16 @@ class AllowedTokens:
         allowed = self._without(self._masks[early], forbidden)
         return None if allowed is None else allowed.view(np.int32)
 
+    @property
+    def whenever(self) -> NDArray[np.int32] | None:
+        """The mask of bad words of one token alone, which holds at every place; None where there are none."""
+        allowed = self._without(None, self._always)
+        return None if allowed is None else allowed.view(np.int32)
+
+    def take(self, token: int) -> bool:
+        """No token completes the answer: that is for the stop tokens."""
+        return False
+
     def _without(self, allowed: NDArray[np.uint32] | None, tokens: set[int]) -> NDArray[np.uint32] | None:
         if not tokens:
             return allowed

@@ -6,25 +6,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from mm2c_runtime.errors import Code, RequestError
 from mm2c_runtime.kv import RowPool
 from mm2c_runtime.scheduling.deadlines import Deadlines
 from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.scheduling.waiting import WaitingQueue
 from mm2c_runtime.step import RowCopy, RowResult, RowStep, StepBatch, StepResult, TokenLogprobs
 
-Ending = Literal["stop", "length", "error"]
+Ending = Literal["stop", "complete", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step gave one request. ``ending`` is set with its last token: a stop token, the token limit,
-    or an ``error`` of this row; the request's row is already free then."""
+    """What a step gave one request. ``ending`` is set with its last token: a stop token, one that completes
+    what a grammar allows, the token limit, or an ``error`` of this row; the request's row is already free then.
+    """
 
     sequence: Sequence
     token: int | None
     logprobs: TokenLogprobs | None = None
     ending: Ending | None = None
     error: str | None = None
+    code: Code = "INTERNAL"  # of the error
 
 
 class Scheduler:
@@ -196,22 +199,23 @@ class Scheduler:
         return outcomes
 
     def _outcome(self, sequence: Sequence, step: RowStep, row: RowResult | None) -> Outcome | None:
-        error = None
         if row is None or (row.token is None and row.error is None and step.sample):
-            error = "the step gave no result for this row"
-        elif row.error is not None:
-            error = row.error
-        if row is None or error is not None:
-            return Outcome(sequence, None, ending="error", error=error)
+            return Outcome(sequence, None, ending="error", error="the step gave no result for this row")
+        if row.error is not None:
+            return Outcome(sequence, None, ending="error", error=row.error, code=row.code)
         if row.token is None:
             return None
         sequence.generated.append(row.token)
+        try:
+            complete = sequence.allowed is not None and sequence.allowed.take(row.token)
+        except RequestError as error:
+            return Outcome(sequence, None, ending="error", error=error.message, code=error.code)
         if sequence is self._prefilling:
             self._prefilling = None
             self._decoding.append(sequence)
             for copy in self.pool.promote(sequence.row):
                 self._move(copy)
-        return Outcome(sequence, row.token, row.logprobs, self._ending(sequence, row.token))
+        return Outcome(sequence, row.token, row.logprobs, self._ending(sequence, row.token, complete))
 
     def fail(self, message: str) -> list[Outcome]:
         """The step in flight failed as a whole: ends the requests that were in it, and those whose cache it
@@ -230,8 +234,10 @@ class Scheduler:
         return batch, self._in_flight
 
     @staticmethod
-    def _ending(sequence: Sequence, token: int) -> Ending | None:
+    def _ending(sequence: Sequence, token: int, complete: bool) -> Ending | None:
         count = len(sequence.generated)
-        if token in sequence.stop_tokens and count >= sequence.min_tokens:
+        if token in sequence.stop_tokens and (complete or count >= sequence.min_tokens):
             return "stop"
+        if complete:
+            return "complete"
         return "length" if count >= sequence.max_tokens else None

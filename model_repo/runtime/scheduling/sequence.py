@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ReadOnlyList
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from mm2c_runtime.scheduling.allowed import AllowedTokens
-from mm2c_runtime.step import SamplingParams
+from mm2c_runtime.step import Bitmask, SamplingParams
+
+
+class TokenFilter(Protocol):
+    """What may be sampled: ``scheduling.allowed``, ``scheduling.constrained``."""
+
+    def bitmask(self, generated: ReadOnlyList[int]) -> Bitmask | None:
+        """The step protocol's mask of the token after ``generated``; None where everything is allowed."""
+
+    def take(self, token: int) -> bool:
+        """The token was sampled; whether the answer is complete with it. Raises RequestError where it cannot be
+        gone on with."""
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +35,7 @@ class Sequence:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     min_tokens: int = 0
     stop_tokens: frozenset[int] = frozenset()
-    allowed: AllowedTokens | None = None
+    allowed: TokenFilter | None = None
     logprobs: int | None = None
     priority: int = 0
     deadline: float | None = None

@@ -23,6 +23,17 @@ PROMPT: dict[str, Option] = {
     "chat_template_kwargs": Option("TYPE_STRING"),
 }
 
+# What form the answer has.
+FORM: dict[str, Option] = {
+    "skip_reasoning": Option("TYPE_BOOL"),
+    "tool_choice": Option("TYPE_STRING"),
+    "parallel_tool_calls": Option("TYPE_BOOL"),
+    "response_format": Option("TYPE_STRING"),
+    "structured_outputs": Option("TYPE_STRING"),
+    "guided_decoding_guide_type": Option("TYPE_STRING"),
+    "guided_decoding_guide": Option("TYPE_STRING"),
+}
+
 SAMPLING: dict[str, Option] = {
     "max_tokens": Option("TYPE_INT32"),
     "max_completion_tokens": Option("TYPE_INT32"),
@@ -66,7 +77,7 @@ ANSWER: dict[str, Option] = {
     "return_token_ids": Option("TYPE_BOOL"),
 }
 
-INPUTS: dict[str, Option] = {**PROMPT, **SAMPLING, **ANSWER}
+INPUTS: dict[str, Option] = {**PROMPT, **FORM, **SAMPLING, **ANSWER}
 
 OUTPUTS: dict[str, str] = {
     "text_output": "TYPE_STRING",

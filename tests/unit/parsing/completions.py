@@ -23,8 +23,9 @@ def invoke(name: str, **values: str) -> str:
     return f'<invoke name="{name}">\n{parameters}</invoke>'
 
 
-def stream(chunks: Iterable[str], tools: Any = None, *, starts_in_reasoning: bool = True) -> list[Delta]:
-    parser = MessageStream(tools, starts_in_reasoning=starts_in_reasoning)
+def stream(chunks: Iterable[str], tools: Any = None, **options: bool) -> list[Delta]:
+    """All deltas of a ``MessageStream`` made with these options and fed these chunks."""
+    parser = MessageStream(tools, **options)
     deltas = [delta for chunk in chunks for delta in parser.feed(chunk)]
     return deltas + parser.finish()
 

@@ -66,7 +66,10 @@ def test_every_default_of_both_backends_is_accepted() -> None:
         ({"return_context_logits": True}, "return_context_logits: true is not supported"),
         ({"logit_bias": {"5": 1.0}}, "logit_bias: is not supported: logits are not biased by token"),
         ({"prompt_logprobs": 1}, "prompt_logprobs: is not supported"),
-        ({"structured_outputs": {"json": {}}}, "structured_outputs: is not supported: answers are not"),
+        (
+            {"guided_decoding": {"json": {}}},
+            "guided_decoding: is not supported: send guided_decoding_guide_type",
+        ),
         ({"sampling_parameters": {"allowed_token_ids": [1]}}, "allowed_token_ids: is not supported"),
         ({"embedding_bias_words": ["a"]}, "embedding_bias_words: is not supported"),
         ({"pad_id": "none"}, 'pad_id: "none" is not a number'),

@@ -108,6 +108,9 @@ TYPES = {
     option_values.strings: ("TYPE_STRING", True),
     option_values.stop_strings: ("TYPE_STRING", True),
     option_values.integers: ("TYPE_INT32", True),
+    option_values.json_object: ("TYPE_STRING", False),
+    option_values.tool_wanted: ("TYPE_STRING", False),
+    option_values.text_or_json: ("TYPE_STRING", False),
 }
 SPECIAL = {"seed": "TYPE_INT64", "random_seed": "TYPE_UINT64", "exclude_input_in_output": "TYPE_BOOL"}
 
