@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any, Literal
 
 from mm2c_runtime.detokenizer import Detokenizer, TokenBytes
@@ -18,20 +19,22 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 class Answer:
     """Detokenises, cuts at stop strings, parses; ``take`` hands over what has become certain since the last
-    call.
+    call. Where the generation is not to be parsed its text is passed on verbatim."""
 
-    ``parser`` None passes the text on verbatim.
-    """
-
-    def __init__(
-        self, request_id: str, generation: Generation, token_bytes: TokenBytes, parser: MessageStream | None
-    ) -> None:
+    def __init__(self, request_id: str, generation: Generation, token_bytes: TokenBytes) -> None:
         self.id, self.generation = request_id, generation
         self.num_tokens = 0
+        self.incomplete: dict[str, Any] | None = None  # the call that was cut, as ``parsing.message`` tells it
         self._token_bytes = token_bytes
         self._detokenizer = Detokenizer(token_bytes)
         self._stops = StopStrings(generation.stop)
-        self._parser = parser
+        self._parser: MessageStream | None = None
+        if generation.parse:
+            self._parser = MessageStream(
+                generation.tools,
+                starts_in_reasoning=generation.starts_in_reasoning,
+                calls=generation.calls,
+            )
         self._text, self._reasoning = [generation.echo] if generation.echo else [], list[str]()
         self._calls: list[dict[str, Any]] = []
         self._tokens: list[int] = []
@@ -65,7 +68,9 @@ class Answer:
         if self._parser is None:
             return reason
         self._collect(self._parser.finish())
-        whole = {call.index for call in self._parser.message.tool_calls}
+        message = self._parser.message
+        self.incomplete = None if message.incomplete is None else asdict(message.incomplete)
+        whole = {call.index for call in message.tool_calls}
         if not self.generation.stream:  # told at once, a cut call would look like any other
             self._calls = [call for call in self._calls if call["index"] in whole]
         return "tool_calls" if reason == "stop" and whole else reason

@@ -16,7 +16,7 @@ from mm2c_runtime.tool_calls import whole
 class Completion:
     """``tool_calls`` are whole calls in OpenAI's shape (``arguments`` is JSON text); ``finish_reason`` is
     stop, length, tool_calls or cancelled. ``seed`` reproduces the answer. ``logprobs``: one object a token,
-    or None."""
+    or None. ``incomplete`` says which call was cut, if one was (``parsing.message.Incomplete``)."""
 
     text: str
     reasoning: str
@@ -27,6 +27,7 @@ class Completion:
     token_ids: list[int] = field(repr=False)
     seed: int
     logprobs: list[dict[str, Any]] | None = field(default=None, repr=False)
+    incomplete: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class CompletionDelta:
     num_input_tokens: int | None = None
     num_output_tokens: int | None = None
     seed: int | None = None
+    incomplete: dict[str, Any] | None = None
 
 
 class Deltas(Iterator[CompletionDelta]):
@@ -128,4 +130,5 @@ class Stream:
             token_ids=token_ids,
             seed=last.seed or 0,
             logprobs=logprobs,
+            incomplete=last.incomplete,
         )

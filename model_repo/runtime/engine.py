@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from mm2c_runtime.answer import Answer, Event, FinishReason
 from mm2c_runtime.detokenizer import TokenBytes
@@ -18,25 +18,16 @@ from mm2c_runtime.engine_stats import Statistics
 from mm2c_runtime.errors import Code, RequestError
 from mm2c_runtime.generation import Preparer
 from mm2c_runtime.option_values import invalid
-from mm2c_runtime.parsing import MessageStream
 from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.scheduling.admission import new_sequence
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
 from mm2c_runtime.scheduling.sequence import Sequence
-from mm2c_runtime.step import StepBatch, StepResult
+from mm2c_runtime.step import StepExecutor
 
 MAX_REQUESTS = 4096  # running and waiting together
 MASK_WORKERS = 2  # threads for the masks of grammars, which are computed while the model runs
 OnEvent = Callable[[Event], None]
 log = logging.getLogger("mm2c.engine")
-
-
-class StepExecutor(Protocol):
-    """Runs steps (``mm2c_runtime.executors.base``). ConnectionError or EOFError from ``step`` means that a
-    rank is gone; any other exception is the fault of that step alone."""
-
-    def step(self, batch: StepBatch) -> StepResult: ...
-    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -53,8 +44,8 @@ class Engine:
     thread, in order, ending with exactly one ``finish`` or ``error``. ``on_event`` must not block.
 
     Events are dicts: started(id, num_input_tokens, seed) · delta(id, text, reasoning, tool_calls, token_ids,
-    logprobs) · finish(id, finish_reason, num_input_tokens, num_output_tokens, seed) · error(id, code,
-    message).
+    logprobs) · finish(id, finish_reason, num_input_tokens, num_output_tokens, incomplete, seed) · error(id,
+    code, message).
     """
 
     def __init__(
@@ -94,17 +85,9 @@ class Engine:
         if timeout is not None and time.monotonic() >= submitted + timeout:
             raise RequestError("CANCELLED", f"the timeout of {timeout:g} s ran out before it was prepared")
         generation = self.preparer.prepare(request)
-        sequence = new_sequence(
-            request_id, generation, self.preparer.vocab, self._masks.submit, now=submitted
-        )
-        parser = None
-        if generation.parse:
-            parser = MessageStream(
-                generation.tools,
-                starts_in_reasoning=generation.starts_in_reasoning,
-                calls=generation.calls,
-            )
-        answer = Answer(request_id, generation, self._token_bytes, parser)
+        vocab = self.preparer.vocab
+        sequence = new_sequence(request_id, generation, vocab, self._masks.submit, now=submitted)
+        answer = Answer(request_id, generation, self._token_bytes)
         with self._changed:
             if self._refusal is not None:
                 raise RequestError("UNAVAILABLE", self._refusal)
@@ -267,6 +250,7 @@ class Engine:
                 "finish_reason": reason,
                 "num_input_tokens": len(sequence.prompt),
                 "num_output_tokens": answer.num_tokens,
+                "incomplete": answer.incomplete,
                 "seed": sequence.sampling.seed,
             },
         )

@@ -15,12 +15,10 @@ from urllib.parse import unquote
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.json_input import kind
+from mm2c_runtime.parsing.schema import ANY
 
 # JSON schema's names, those that the parser takes for them (``parsing.schema``), and two that say anything goes.
-TYPES = frozenset(
-    ("null", "boolean", "integer", "number", "string", "array", "object")
-    + ("int", "float", "bool", "str", "list", "dict", "any", "tuple")
-)
+TYPES = ANY | {"int", "float", "bool", "str", "list", "dict", "any", "tuple"}
 _SCHEMA = ("additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 _SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")

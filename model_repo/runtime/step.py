@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,3 +97,11 @@ class RowResult:
 class StepResult:
     step_id: int
     rows: list[RowResult]
+
+
+class StepExecutor(Protocol):
+    """Runs steps (``mm2c_runtime.executors.base``). ConnectionError or EOFError from ``step`` means that a
+    rank is gone; any other exception is the fault of that step alone."""
+
+    def step(self, batch: StepBatch) -> StepResult: ...
+    def close(self) -> None: ...

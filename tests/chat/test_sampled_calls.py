@@ -100,12 +100,14 @@ def check(bundle: Bundle, number: int, found: Completion) -> None:
     if found.finish_reason == "tool_calls":
         assert found.tool_calls
         assert message.incomplete is None
+        assert found.incomplete is None
         assert found.text.strip("\n") == ""
         assert number % 5 == 0 or len(found.tool_calls) == 1
     else:
         assert found.finish_reason == "length"
         assert found.num_output_tokens == LIMIT
         assert len(found.tool_calls) == len(message.tool_calls)
+        assert (found.incomplete is None) == (message.incomplete is None)
         if "<minimax:tool_call>" in text:
             assert message.incomplete is not None or text.rstrip().endswith("</invoke>")
 

@@ -12,7 +12,7 @@ import pytest
 from served import Served
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures" / "train_tiny"))
-from tools import TOOLS as DEMO_TOOLS  # noqa: E402  those that the checkpoint was trained with
+from tools import TOOLS as DEMO_TOOLS  # those that the checkpoint was trained with
 
 TOOLS = [
     {
@@ -52,7 +52,7 @@ def test_a_demanded_call_streamed_and_whole(bundle_server: Served, choice: str) 
     asked = fields(tools=json.dumps(TOOLS), tool_choice=choice, parallel_tool_calls=False)
     streamed = bundle_server.stream(**asked)
     deltas = [call for part in streamed for call in json.loads(part["tool_calls"])]
-    assert [set(call) for call in deltas][0] == {"index", "id", "type", "function"}
+    assert set(deltas[0]) == {"index", "id", "type", "function"}
     assert all(set(call) == {"index", "function"} for call in deltas[1:])
     name = deltas[0]["function"]["name"]
     arguments = json.loads("".join(call["function"]["arguments"] for call in deltas))

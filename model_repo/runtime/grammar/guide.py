@@ -73,7 +73,8 @@ class Guide:
         if self.kind == "choice":
             # one lexeme: alternatives of a rule would each be one
             return f"start: ANSWER\nANSWER: {' | '.join(map(text.literal, dict.fromkeys(self.value)))}\n"
-        return f"start: /{regex_to_lark(self.value, '')}/\n"
+        between_slashes: str = regex_to_lark(self.value, "")
+        return f"start: /{between_slashes}/\n"
 
 
 def guide_from_response_format(value: Any) -> Guide | None:
@@ -208,7 +209,7 @@ def _object(where: str, value: Any) -> Mapping[str, Any]:
 
 
 def _meant(name: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4) if isinstance(name, str) else []
     return f'; did you mean "{close[0]}"?' if close else ""
 
 

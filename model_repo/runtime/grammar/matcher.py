@@ -112,12 +112,12 @@ class GrammarMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = self._matcher.get_error().strip().splitlines()[0]
-            stopped = self._matcher.stop_reason()
-            if stopped.startswith("NoExtension"):
+            reason = self._matcher.get_error().strip().partition("\n")[0]
+            if reason.startswith("NoExtension"):
                 raise RequestError(
                     "INVALID_ARGUMENT",
-                    "the grammar has a dead end here: the text is not complete and nothing may follow it",
+                    "the grammar has a dead end: the text is not complete here and nothing may follow it",
                 )
-            code: Code = "RESOURCE_EXHAUSTED" if stopped.endswith("TooComplex") else "INTERNAL"
+            exhausted = self._matcher.stop_reason().endswith("TooComplex")
+            code: Code = "RESOURCE_EXHAUSTED" if exhausted else "INTERNAL"
             raise RequestError(code, f"the grammar cannot be followed: {reason[:500]}")

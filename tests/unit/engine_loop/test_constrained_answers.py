@@ -263,6 +263,8 @@ def test_a_call_cut_by_the_limit_is_no_call(engines: list[Asked], stream: bool) 
     found = answer.completion()
     assert found.finish_reason == "length"
     assert found.num_output_tokens == 100
+    assert found.incomplete is not None
+    assert (found.incomplete["name"], found.incomplete["parameter"]) == ("write", "text")
     if not stream:
         assert found.tool_calls == []
 
