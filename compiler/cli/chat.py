@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from mm2c.cli.chat_input import read_tools, sampling_options, tool_results
+from mm2c.cli.chat_input import read_schema, read_tools, sampling_options, tool_results
 from mm2c.cli.console import Bars, err, out, print_json, user_errors
 from mm2c.errors import UserError
 from mm2c_runtime.errors import RequestError
@@ -33,6 +33,16 @@ def chat(
         list[str] | None,
         typer.Option(help="NAME=TEXT: what that tool returns when the model calls it. May be given again."),
     ] = None,
+    tool_choice: Annotated[
+        str | None,
+        typer.Option(help="none, auto, required, or the tool that the model must call first."),
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="File with the JSON schema that the answer must fit.")
+    ] = None,
+    thinking: Annotated[
+        bool, typer.Option("--thinking/--no-thinking", help="Whether the model may think before it answers.")
+    ] = True,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the bundle's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default: the bundle's.")] = None,
@@ -55,6 +65,8 @@ def chat(
 
       mm2c chat -m 'Weather in Oslo?' --tools tools.json --tool-result get_weather='{"sky": "clear"}'
 
+      mm2c chat -m 'Roll a die.' --tools tools.json --tool-choice required
+
       mm2c chat --local m2
     """
     with user_errors():
@@ -74,6 +86,9 @@ def chat(
             frequency_penalty=frequency_penalty,
             seed=seed,
             stop=stop or None,
+            tool_choice=tool_choice,
+            response_format=None if schema is None else read_schema(schema),
+            skip_reasoning=None if thinking else True,
         )
         offered = read_tools(tools) if tools is not None else None
         with _backend(url, local, options) as ask:
@@ -95,7 +110,7 @@ def _backend(url: str, local: Path | None, options: dict[str, Any]) -> Iterator[
 
         client = TritonClient(url)
         try:
-            yield lambda messages, tools: client.ask(messages, tools, **options)
+            yield lambda messages, tools: client.ask(messages, tools, **_options_now(messages, options))
         finally:
             client.close()
     else:
@@ -104,7 +119,15 @@ def _backend(url: str, local: Path | None, options: dict[str, Any]) -> Iterator[
         with Bars().stage(f"loading {local}"):
             bundle = Bundle.load(local)
         with bundle:
-            yield lambda messages, tools: bundle.generate(messages, tools, stream=True, **options)
+            yield lambda messages, tools: bundle.generate(
+                messages, tools, stream=True, **_options_now(messages, options)
+            )
+
+
+def _options_now(messages: list[dict[str, Any]], options: dict[str, Any]) -> dict[str, Any]:
+    """A demanded call is demanded once: behind its result the model may answer."""
+    answering = messages[-1]["role"] == "tool"
+    return {name: value for name, value in options.items() if not (answering and name == "tool_choice")}
 
 
 class _Printer:

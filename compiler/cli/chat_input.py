@@ -54,6 +54,22 @@ def read_tools(path: Path) -> list[dict[str, Any]]:
     return tools
 
 
+def read_schema(path: Path) -> str:
+    """A file with a JSON schema, as the ``response_format`` that asks for it. Raises UserError."""
+    from mm2c_runtime.schema_check import check_schema
+
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        check_schema("the schema", schema)
+    except OSError as error:
+        raise UserError(f"the schema cannot be read: {error.strerror}", where=str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the schema is not JSON: {error}", where=str(path)) from None
+    except RequestError as error:
+        raise UserError(error.message, where=str(path)) from None
+    return json.dumps({"type": "json_schema", "json_schema": {"name": path.stem, "schema": schema}})
+
+
 def tool_results(pairs: list[str]) -> dict[str, str]:
     """NAME=TEXT pairs. Raises UserError."""
     results = {}

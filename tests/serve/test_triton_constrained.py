@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served
+from served import MM2C, Served
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures" / "train_tiny"))
 from tools import TOOLS as DEMO_TOOLS  # those that the checkpoint was trained with
@@ -126,3 +127,49 @@ def test_refusals_are_400_with_the_reason(
     assert status == 400
     assert reason in body
     assert "INVALID_ARGUMENT" in body
+
+
+def chat(server: Served, *arguments: str) -> dict[str, Any]:
+    command = [MM2C, "chat", "--url", server.grpc, "-m", "Tell me a joke.", "--temperature", "0", "--json"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_chat_demands_a_call_once(bundle_server: Served, tmp_path: Path) -> None:
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps(TOOLS))
+    said = chat(
+        bundle_server,
+        "--tools",
+        str(tools),
+        "--tool-choice",
+        "roll",
+        "--tool-result",
+        "roll=4",
+        "--max-tokens",
+        "99",
+    )
+    first, *others = said["answers"]
+    assert first["tool_calls"][0]["function"]["name"] == "roll"
+    roles = [message["role"] for message in said["messages"]]
+    assert roles[: len(first["tool_calls"]) + 2] == [
+        "user",
+        "assistant",
+        *["tool"] * len(first["tool_calls"]),
+    ]
+    assert others
+
+
+def test_chat_asks_for_a_schema_without_thinking(bundle_server: Served, tmp_path: Path) -> None:
+    schema = tmp_path / "mood.json"
+    schema.write_text(json.dumps(SCHEMA))
+    (answer,) = chat(bundle_server, "--schema", str(schema), "--no-thinking")["answers"]
+    assert answer["reasoning"] == ""
+    assert set(json.loads(answer["content"])) == {"mood", "score"}
+    schema.write_text('{"type": "objekt"}')
+    done = subprocess.run(
+        [MM2C, "chat", "-m", "x", "--schema", str(schema)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert 'did you mean "object"?' in done.stderr

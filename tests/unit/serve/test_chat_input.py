@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mm2c.cli.chat import _command
+from mm2c.cli.chat import _command, _options_now
 from mm2c.cli.chat_input import read_tools, sampling_options, tool_results
 from mm2c.errors import UserError
 from mm2c.serve.conversation import Conversation
@@ -41,6 +41,12 @@ def test_values_out_of_range(option: str, value: Any, reason: str, flag: str) ->
         sampling_options(**{option: value})
     assert reason in error.value.what
     assert error.value.where.startswith(flag)
+
+
+def test_a_call_is_demanded_until_there_is_its_result() -> None:
+    options = {"tool_choice": "required", "seed": 1}
+    assert _options_now([{"role": "user"}], options) == options
+    assert _options_now([{"role": "assistant"}, {"role": "tool"}], options) == {"seed": 1}
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
