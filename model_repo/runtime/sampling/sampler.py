@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.sampling.bitmask import forbid
+from mm2c_runtime.sampling.bitmask import bounds_like, forbid
 from mm2c_runtime.sampling.draw import draw
 from mm2c_runtime.sampling.greedy import greedy
 from mm2c_runtime.sampling.logprobs import token_logprobs
@@ -41,6 +41,7 @@ class Sampler:
         self._uniform = TokenUniform()
         self._logits = np.empty(vocab, np.float32)
         self._weights = np.empty(vocab, np.float64)
+        self._bounds: NDArray[np.float32] | None = None  # of masks, once there are any
 
     def observe(self, step: RowStep) -> None:
         """Take in what a step says about its row: parameters (they start the row anew) and history. To be
@@ -96,11 +97,13 @@ class Sampler:
             return RowResult(step.row, error=error.message, code=error.code)
         if state.history is not None or bitmask is not None:
             logits = self._logits
-            np.copyto(logits, raw)
             if state.history is not None:
+                np.copyto(logits, raw)
                 state.history.apply(logits, params)
             if bitmask is not None:
-                forbid(logits, bitmask)
+                if self._bounds is None:
+                    self._bounds = bounds_like(self.vocab)
+                forbid(logits, bitmask, raw if state.history is None else logits, self._bounds)
             best = int(greedy(logits))
             if logits[best] == -np.inf:
                 return RowResult(step.row, error="the grammar allows no token here")
