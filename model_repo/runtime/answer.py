@@ -24,7 +24,9 @@ class Answer:
     def __init__(self, request_id: str, generation: Generation, token_bytes: TokenBytes) -> None:
         self.id, self.generation = request_id, generation
         self.num_tokens = 0
-        self.incomplete: dict[str, Any] | None = None  # the call that was cut, as ``parsing.message`` tells it
+        self.incomplete: dict[str, Any] | None = (
+            None  # the call that was cut, as ``parsing.message`` tells it
+        )
         self._token_bytes = token_bytes
         self._detokenizer = Detokenizer(token_bytes)
         self._stops = StopStrings(generation.stop)

@@ -37,14 +37,14 @@ def new_sequence(
 def _filter(
     generation: Generation, vocab: int, start: Callable[[Callable[[], Mask]], Future[Mask]]
 ) -> TokenFilter | None:
-    allowed = None
+    allowed, matcher = None, generation.matcher
     if generation.min_tokens or generation.bad_words:
         allowed = AllowedTokens(
             vocab,
             min_tokens=generation.min_tokens,
-            stop_tokens=generation.stop_tokens,
+            stop_tokens=generation.stop_tokens | (matcher.ends if matcher is not None else frozenset()),
             bad_words=generation.bad_words,
         )
-    if generation.matcher is None:
+    if matcher is None:
         return allowed
-    return ConstrainedTokens(generation.matcher, start, stop_tokens=generation.stop_tokens, allowed=allowed)
+    return ConstrainedTokens(matcher, start, stop_tokens=generation.stop_tokens, allowed=allowed)

@@ -18,6 +18,8 @@ Mask = NDArray[np.int32]  # int32[ceil(V/32)], bit set = allowed
 class Matcher(Protocol):
     """Where an answer stands in its grammar (``mm2c_runtime.grammar.matcher.GrammarMatcher``)."""
 
+    @property
+    def ends(self) -> frozenset[int]: ...
     def bitmask(self) -> Mask: ...
     def advance(self, token: int) -> None: ...
     @property
@@ -31,7 +33,8 @@ class ConstrainedTokens:
 
     ``start`` runs a function on another thread and returns its future: a mask is asked for as a step is
     planned and needed when its logits are there. ``stop_tokens`` end the answer wherever the grammar lets it
-    end; the grammar's own end tokens need not be among them. ``min_tokens`` yields where only the end is left.
+    end, in place of the grammar's own end tokens where these are not among them. All that forbids an end yields
+    where only the end is left.
     """
 
     def __init__(
@@ -43,7 +46,8 @@ class ConstrainedTokens:
         allowed: AllowedTokens | None = None,
     ) -> None:
         self._matcher, self._start, self._allowed = matcher, start, allowed
-        self._stop_tokens = stop_tokens
+        self._other_ends = stop_tokens - matcher.ends
+        self._not_ends = matcher.ends - stop_tokens
 
     def bitmask(self, generated: Sequence[int]) -> Future[Mask]:
         """The mask of the next token. Its future fails with RequestError where nothing may follow at all, or
@@ -52,17 +56,18 @@ class ConstrainedTokens:
 
     def take(self, token: int) -> bool:
         """Takes the token that was sampled; whether the answer is complete. Raises RequestError."""
-        if token in self._stop_tokens and self._matcher.is_accepting:
+        if token in self._other_ends and self._matcher.is_accepting:
             return True
         self._matcher.advance(token)
         return self._matcher.is_stopped
 
     def _bitmask(self, generated: Sequence[int]) -> Mask:
         grammar = self._matcher.bitmask()
-        if self._stop_tokens and self._matcher.is_accepting:
-            words = grammar.view(np.uint32)
-            for token in self._stop_tokens:
-                words[token // 32] |= np.uint32(1 << (token % 32))
+        if self._other_ends and self._matcher.is_accepting:
+            for token in self._other_ends:
+                grammar.view(np.uint32)[token // 32] |= np.uint32(1 << (token % 32))
+        if self._not_ends:
+            grammar = _without(grammar, self._not_ends)
         if self._allowed is None:
             return grammar
         for others in (self._allowed.bitmask(generated), self._allowed.whenever):
@@ -72,3 +77,11 @@ class ConstrainedTokens:
         raise RequestError(
             "INVALID_ARGUMENT", "bad_words forbids every token that the grammar of the answer allows here"
         )
+
+
+def _without(mask: Mask, tokens: frozenset[int]) -> Mask:
+    """``mask`` less ``tokens``, unless that leaves nothing."""
+    less = mask.copy()
+    for token in tokens:
+        less.view(np.uint32)[token // 32] &= np.uint32(0xFFFFFFFF ^ (1 << (token % 32)))
+    return less if less.any() else mask

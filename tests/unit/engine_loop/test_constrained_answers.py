@@ -297,6 +297,10 @@ def test_stop_tokens_end_where_the_grammar_lets_them(engines: list[Asked]) -> No
     assert (found.text, found.finish_reason) == ("abc", "stop")
     forever = ask(engines, THOUGHT + "abc", ignore_eos=True, max_tokens=60, **regex)
     assert re.fullmatch("[a-z]+", forever.text)
+    assert forever.finish_reason == "length"
+    wanted = CALL.format("add", PARAMETER.format("n", "42"))
+    whole = ask(engines, THOUGHT + wanted, tools=[ADD], tool_choice="add", ignore_eos=True)
+    assert (calls_of(whole), whole.finish_reason) == ([("add", {"n": 42})], "tool_calls")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ class Matcher:
     """Allows everything; ``act`` runs before every mask and may raise."""
 
     is_accepting = is_stopped = False
+    ends: frozenset[int] = frozenset()
 
     def __init__(self, act: Any) -> None:
         self._act = act
@@ -93,16 +94,19 @@ def test_a_request_that_ends_while_its_mask_is_computed(how: str) -> None:
 
 
 def test_eight_grammars_in_one_batch_do_not_see_each_other() -> None:
-    engine, listener = toy_engine(ToyExecutor(delay=0.002)), Listener()
+    everybody = threading.Event()
+    executor = ToyExecutor(explode=lambda batch: everybody.wait(10))
+    engine, listener = toy_engine(executor), Listener()
     for number in range(8):
         letter = "abcdefgh"[number]
-        guide = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": f"{letter}{{5,9}}"}
-        fields = {"text_input": f"p{number}", "max_tokens": 20, "temperature": 1.0, "seed": number, **guide}
+        guide = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": f"{letter}{{20,40}}"}
+        fields = {"text_input": f"p{number}", "max_tokens": 60, "temperature": 1.0, "seed": number, **guide}
         engine.submit(letter, parse_request(fields), listener)
+    everybody.set()
     for letter in "abcdefgh":
         assert listener.wait(letter)["finish_reason"] == "stop"
         assert set(listener.text(letter)) == {letter}
-        assert 5 <= len(listener.text(letter)) <= 9
+        assert 20 <= len(listener.text(letter)) <= 40
     assert engine.stats()["rows_histogram"].get("8", 0) > 0
     engine.close()
 
