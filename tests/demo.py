@@ -57,9 +57,7 @@ def over_grpc(
     inputs += [temperature, stream]
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with grpc.InferenceServerClient(url) as client:
-        client.start_stream(
-            lambda result, error: answers.put((result, error)), headers={"triton_grpc_error": "true"}
-        )
+        client.start_stream(lambda result, error: answers.put((result, error)))
         client.async_stream_infer("minimax_m2", inputs, enable_empty_final_response=True)
         while True:
             result, error = answers.get(timeout=60)

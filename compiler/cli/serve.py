@@ -25,6 +25,35 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="HTTP. 0 picks a free port.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC. 0 picks a free port.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics. 0 picks a free port.")] = 8002,
+    openai_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="An OpenAI-compatible API on this port: /v1/chat/completions, … 0 picks a free one.",
+        ),
+    ] = None,
+    openai_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the OpenAI API, where it is to be another than --host.", show_default=False
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the API keys of the OpenAI API, one a line; or $MM2C_API_KEY, separated by commas. "
+            "Without either everybody who reaches the port may use it: your choice beyond localhost. They guard "
+            "/v1 of that port alone; Triton's own ports have no keys.",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that OpenAI requests use; repeatable, the first is the default. "
+            "Default: the model's own name.",
+        ),
+    ] = None,
     triton: Annotated[
         Path | None,
         typer.Option(
@@ -54,13 +83,15 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Triton's verbose log.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready.")] = False,
 ) -> None:
-    """Serve a bundle with Triton: gRPC, HTTP `generate_stream`, metrics. Ctrl-C stops it, nothing stays
-    behind.
+    """Serve a bundle with Triton: gRPC, HTTP `generate_stream`, metrics, and an OpenAI-compatible API. Ctrl-C
+    stops it, nothing stays behind.
 
-    The supervisor restarts what dies. Ask it with `mm2c chat`, tritonclient or curl.
+    The supervisor restarts what dies. Ask with `mm2c chat`, tritonclient, the openai client or curl.
     """
     with user_errors():
+        from mm2c.cli.serve_openai import OpenAIOptions, front_settings
         from mm2c.serve.installation import find_triton
+        from mm2c.serve.openai_front import OpenAIFront
         from mm2c.serve.ports import choose_ports
         from mm2c.serve.run_directory import RunDirectory
         from mm2c.serve.server import Server, Settings
@@ -70,7 +101,10 @@ def serve(
 
         bars = Bars()
         installation = find_triton(triton)
-        ports = choose_ports(host, http_port, grpc_port, metrics_port)
+        openai = OpenAIOptions.of(openai_port, openai_host, api_key_file, served_model_name, host)
+        ports = choose_ports(
+            host, http_port, grpc_port, metrics_port, None if openai is None else openai.address
+        )
         log_file = _log_file(log, ports.http)
         with bars.stage("checking the bundle"):
             manifest = read_manifest(bundle)
@@ -78,15 +112,17 @@ def serve(
         _refuse_unservable(bundle, manifest)
         _end_on(signal.SIGHUP)
         _end_on(signal.SIGINT)
-        run = RunDirectory(installation)
         settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums)
+        front_of = None if openai is None else front_settings(openai, settings, manifest)
+        run = RunDirectory(installation)
         server = Server(installation, run, settings)
-        supervisor = Supervisor(server, bars.note, start_timeout)
+        front = None if front_of is None else OpenAIFront(front_of, run.path)
+        supervisor = Supervisor(server, bars.note, start_timeout, front)
         try:
             with bars.stage(f"starting tritonserver of {installation.source} (log: {log_file})") as stage:
                 supervisor.start(stage.advance)
             try:
-                _announce(settings, server.pid, manifest.model.name, as_json)
+                _announce(settings, server.pid, manifest.model.name, front_of, as_json)
                 supervisor.run()
             except KeyboardInterrupt:  # how a server is meant to end: not an error
                 _stop(supervisor)
@@ -167,7 +203,7 @@ def _default_log(port: int) -> Path:
     return log
 
 
-def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:
+def _announce(settings: Any, pid: int, model: str, front: Any, as_json: bool) -> None:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     http, grpc, metrics = (
         f"{host}:{p}" for p in (settings.ports.http, settings.ports.grpc, settings.ports.metrics)
@@ -179,6 +215,7 @@ def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:
             "http": f"http://{http}",
             "grpc": grpc,
             "metrics": f"http://{metrics}/metrics",
+            **({} if front is None else {"openai": front.url}),
             "pid": os.getpid(),
             "triton_pid": pid,
             "log": str(settings.log),
@@ -193,6 +230,7 @@ def _announce(settings: Any, pid: int, model: str, as_json: bool) -> None:
         f"  gRPC     {grpc}   (models minimax_m2, minimax_m2_unary, minimax_m2_parse)",
         f"  ready    http://{http}/v2/health/ready",
         f"  metrics  http://{metrics}/metrics",
+        *([] if front is None else [f"  OpenAI   {front.url}   ({front.about})"]),
         f"  log      {settings.log}",
         f"ask it     mm2c chat --url {grpc} --message 'Hello!'",
         "stop it    Ctrl-C",

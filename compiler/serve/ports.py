@@ -1,4 +1,4 @@
-"""The three ports of a server, checked before anything is started."""
+"""The ports of a server, checked before anything is started."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ class Ports:
     http: int
     grpc: int
     metrics: int
+    openai: int | None = None  # None: no such front
 
 
-def choose_ports(host: str, http: int, grpc: int, metrics: int) -> Ports:
-    """The ports as given; 0 picks a free one. Raises UserError naming a port that is taken, or a bad host."""
+def choose_ports(
+    host: str, http: int, grpc: int, metrics: int, openai: tuple[str, int] | None = None
+) -> Ports:
+    """The ports as given; 0 picks a free one. ``openai``: host and port of the OpenAI-compatible front.
+
+    Raises UserError naming a port that is taken, or a bad host.
+    """
     held: list[socket.socket] = []
     try:
         for option, port in (("--http-port", http), ("--grpc-port", grpc), ("--metrics-port", metrics)):
             held.append(_bound(host, port, option))
+        if openai is not None:
+            held.append(_bound(*openai, "--openai-port"))
         return Ports(*(s.getsockname()[1] for s in held))
     finally:
         for s in held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -10,6 +11,14 @@ from pathlib import Path
 
 STUB = "triton_python_backend_stub"
 ENGINE = b"mm2c_runtime.server.process"  # as its command line names the module
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
+
+
+def end_with_parent() -> None:
+    """For a child between fork and exec: SIGTERM when the thread that started it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def alive(pid: int) -> bool:

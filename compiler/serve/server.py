@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
@@ -19,11 +18,12 @@ from mm2c.errors import UserError
 from mm2c.serve.control import Control
 from mm2c.serve.installation import Installation
 from mm2c.serve.ports import Ports
-from mm2c.serve.processes import ending, engines, kill_marked, stubs_of
+from mm2c.serve.processes import end_with_parent, ending, engines, kill_marked, stubs_of
 from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import RunDirectory
 from mm2c.serve.secret import blank, new_secret, restrictions
 from mm2c_runtime.memory import VARIABLE as KV_TOKENS_VARIABLE
+from mm2c_runtime.openai.api_keys import VARIABLE as API_KEYS_VARIABLE
 from mm2c_runtime.server.launcher import absolute_folders
 from mm2c_runtime.stub.keeper import CHECKSUMS_VARIABLE
 from mm2c_runtime.stub.model_control import ADDRESS_VARIABLE, SECRET_VARIABLE
@@ -34,8 +34,6 @@ LOG_TAIL = 25  # lines shown when a start fails
 TELL_SECONDS = 5  # that clients get to hear of the end of what outlived the drain
 # Of Triton's log: information, warnings, tables, blank lines, and what it says wherever there is no GPU.
 _CHATTER = re.compile(r"[IW]\d{4} |[+|]|\s*$|.*(CudaDriverHelper has not been|Failed to initialize NVML)")
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_supervisor,
+                preexec_fn=end_with_parent,
             )
 
     def exit_status(self) -> int | None:
@@ -205,7 +203,7 @@ class Server:
         inherited = os.environ.get("LD_LIBRARY_PATH")
         kv_tokens = self._settings.kv_tokens
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != API_KEYS_VARIABLE},
             **absolute_folders(os.environ),  # Triton runs in another folder
             CHECKSUMS_VARIABLE: "full" if self._settings.checksums else "sizes",
             **({} if kv_tokens is None else {KV_TOKENS_VARIABLE: str(kv_tokens)}),
@@ -216,7 +214,3 @@ class Server:
             SECRET_VARIABLE: self._secret,
             MARK: str(self._run.path),
         }
-
-
-def _end_with_supervisor() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

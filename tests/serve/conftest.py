@@ -40,7 +40,7 @@ def fake_server(fake_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Shared by tests that leave it as they found it."""
     from served import Served
 
-    server = Served(fake_bundle, tmp_path_factory.mktemp("fake-server"))
+    server = Served(fake_bundle, tmp_path_factory.mktemp("fake-server"), "--openai-port", "0")
     yield server
     server.stop()
 
@@ -66,6 +66,6 @@ def bundle_server(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
     bundle = tmp_path_factory.mktemp("served") / "tiny-m2-tp4"
     build_bundle(BuildRequest(source=str(tiny_m2), output=bundle, tp=4, fp8=True, context=1024))
-    server = Served(bundle, tmp_path_factory.mktemp("bundle-server"))
+    server = Served(bundle, tmp_path_factory.mktemp("bundle-server"), "--openai-port", "0")
     yield server
     server.stop()

@@ -3,8 +3,9 @@ tested.
 
 A fake bundle carries this file as ``mm2c_runtime/server/process.py``; everything else in it is real. A prompt
 P gives the tokens "P0 P1 P2 …", ``max_tokens`` of them (16), one each 10 ms for every request. With messages
-it thinks first; with tools it then calls the first one. The prompt CENSUS is answered with the number of
-requests running, and REFUSED is refused.
+it thinks first; with tools it then calls the first one, and says hello when it has the result. The prompt
+CENSUS is answered with the number of requests running, and REFUSED is refused. A message that says "count" is
+answered as a prompt "n", "show" with what the engine was sent, "fail CODE" with two words and that error.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from typing import Any
 
 from mm2c_runtime.errors import RequestError
+from mm2c_runtime.options import Options
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.server.protocol import VERSION, Reader, check_hello, encode
 
@@ -70,7 +72,7 @@ class Client:
 
     def _submit(self, id: str, fields: dict[str, Any]) -> None:
         try:
-            parse_request(fields)
+            options = parse_request(fields).options
             if REFUSED in fields.get("messages", ""):
                 raise RequestError("INVALID_ARGUMENT", "this is refused")
         except RequestError as error:
@@ -81,16 +83,25 @@ class Client:
             count = sum(len(client.active) for client in clients)
             self.active[id] = [_delta(text=f"#{count}#"), _finish(id, "stop", 1)]
         else:
-            self.active[id] = _events(id, fields)
+            self.active[id] = _with_logprobs(_events(id, fields, options), options.logprobs)
 
 
-def _events(id: str, fields: dict[str, Any]) -> list[Event]:
+def _events(id: str, fields: dict[str, Any], options: Options) -> list[Event]:
+    count = options.max_tokens or 16
     if "text_input" in fields:
-        count = fields.get("max_tokens", 16)
-        made = [_delta(text=f"{fields['text_input']}{n} ", token_ids=[n]) for n in range(count)]
-        return [*made, _finish(id, "length", count)]
+        return _counted(id, fields["text_input"], count)
+    last = json.loads(fields["messages"])[-1]
+    said = last["content"]
+    if said == "count":
+        return _counted(id, "n", count)
+    if said == "show":
+        shown = {name: value for name, value in fields.items() if name != "messages"}
+        return [_delta(text=json.dumps(shown)), _finish(id, "stop", 1)]
+    if isinstance(said, str) and said.startswith("fail "):
+        failure = {"type": "error", "code": said.split()[1], "message": "asked to fail"}
+        return [_delta(text="so "), _delta(text="far"), failure]
     made = [_delta(reasoning="I "), _delta(reasoning="think.")]
-    if not fields.get("tools"):
+    if not fields.get("tools") or last["role"] == "tool":
         made += [_delta(text="Hello"), _delta(text=" there")]
         return [*made, _finish(id, "stop", len(made))]
     name = json.loads(fields["tools"])[0]["function"]["name"]
@@ -99,6 +110,22 @@ def _events(id: str, fields: dict[str, Any]) -> list[Event]:
     parts += [{"index": 0, "function": {"arguments": part}} for part in ('{"city":', '"Oslo"}')]
     made += [_delta(tool_calls=[part]) for part in parts]
     return [*made, _finish(id, "tool_calls", len(made))]
+
+
+def _counted(id: str, word: str, count: int) -> list[Event]:
+    made = [_delta(text=f"{word}{n} ", token_ids=[n]) for n in range(count)]
+    return [*made, _finish(id, "length", count)]
+
+
+def _with_logprobs(events: list[Event], alternatives: int | None) -> list[Event]:
+    """Every delta is one token, of probability 1/2."""
+    if alternatives is not None:
+        for number, event in enumerate(events):
+            if event["type"] == "delta":
+                token = {"token": number, "logprob": -0.6931, "bytes": list((event["text"]).encode())}
+                others = [{"token": n, "logprob": -1.0 - n, "bytes": [97 + n]} for n in range(alternatives)]
+                event["logprobs"] = [{**token, "top": others}]
+    return events
 
 
 def _delta(**said: Any) -> Event:

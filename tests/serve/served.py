@@ -40,6 +40,7 @@ class Served:
         assert line, self.errors.read_text()
         ready = json.loads(line)
         self.http, self.grpc, self.triton_pid = ready["http"], ready["grpc"], ready["triton_pid"]
+        self.openai = ready.get("openai")  # the base URL of its OpenAI API, where it has one
         self.run = _run_directory(self.triton_pid)
 
     def stop(self, number: int = signal.SIGINT) -> int:
@@ -132,9 +133,8 @@ class Stream:
         self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self._ended = False
         self._client = grpc.InferenceServerClient(url)
-        self._client.start_stream(
-            lambda result, error: self._answers.put((result, error)), headers={"triton_grpc_error": "true"}
-        )
+        # Without the header triton_grpc_error: with it Triton 2.51 may end with SIGSEGV at a later error.
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
         self._client.async_stream_infer(
             "minimax_m2",
             tensors(fields),

@@ -52,9 +52,8 @@ def test_killed_engine_fails_its_requests_and_comes_back(server: Served) -> None
     blocked.rename(server.run / "former.sock")
     blocked.touch()  # no engine can bind it: none comes back until the test says so
     os.kill(_engine_of(server), signal.SIGKILL)
-    with pytest.raises(InferenceServerException, match="UNAVAILABLE: the engine process ended") as failed:
+    with pytest.raises(InferenceServerException, match="UNAVAILABLE: the engine process ended"):
         list(parts)
-    assert failed.value.status() == "StatusCode.UNAVAILABLE"
     _within(PATIENCE, lambda: server.ready() == 400)
     status, body = server.post("minimax_m2/generate", text_input="t")
     assert status != 200

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP front for the Triton models, through tritonclient."""
