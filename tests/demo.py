@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc
+from openai import OpenAI
 from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
@@ -34,6 +35,8 @@ QUESTION = "Give me a 3 day forecast for Bergen in fahrenheit."
 RESULT = '{"city": "Bergen", "temperature": 48, "sky": "rainy"}'
 OVER_HTTP = "What is 128 * 47?"
 PLAIN = "What is the capital of France?"
+DOORS = {"gRPC": "grpc", "HTTP": "http", "OpenAI": "openai"}
+SMALL_TALK = "Tell me a joke."
 
 
 def banner(text: str) -> None:
@@ -158,6 +161,37 @@ def ask(endpoints: dict[str, Any]) -> None:
     expect(fourth["finish_reason"] == "stop" and "Paris" in fourth["content"], "no plain answer over HTTP")
 
 
+def over_openai(url: str) -> None:
+    """The official client: a call that the model would not make by itself, demanded of it, sampled hot."""
+    client = OpenAI(base_url=url, api_key="none")
+    banner(f"openai client, tool_choice=required, temperature 1.5: {SMALL_TALK}")
+    offered: list[Any] = TOOLS
+    answer = client.chat.completions.create(
+        model=client.models.list().data[0].id,
+        messages=[{"role": "user", "content": SMALL_TALK}],
+        tools=offered,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=400,
+        temperature=1.5,
+        seed=3,
+    )
+    choice = answer.choices[0]
+    for call in choice.message.tool_calls or []:
+        assert call.type == "function"
+        console.print(f"[bold magenta]{call.function.name}[/]({call.function.arguments})")
+        expect(call.function.name in DEMO_TOOLS, f"no such tool: {call.function.name}")
+        schema = DEMO_TOOLS[call.function.name]["function"]["parameters"]
+        arguments = json.loads(call.function.arguments)
+        expect(set(schema["required"]) <= set(arguments), f"a parameter is missing: {call}")
+    usage = answer.usage
+    assert usage is not None
+    console.print(
+        f"[dim]({choice.finish_reason}, {usage.prompt_tokens} + {usage.completion_tokens} tokens)[/]"
+    )
+    expect(choice.finish_reason == "tool_calls", "no tool call from the OpenAI front")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--bundle", type=Path, default=Path("out/tiny-m2-tp4"))
@@ -179,6 +213,8 @@ def main() -> None:
         "0",
         "--metrics-port",
         "0",
+        "--openai-port",
+        "0",
     ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -186,8 +222,10 @@ def main() -> None:
         line = server.stdout.readline()
         expect(bool(line), "the server did not start")
         endpoints = json.loads(line)
-        console.print(f"READY  gRPC {endpoints['grpc']}  HTTP {endpoints['http']}")
+        ready = "  ".join(f"{name} {endpoints[key]}" for name, key in DOORS.items())
+        console.print(f"READY  {ready}")
         ask(endpoints)
+        over_openai(endpoints["openai"])
     finally:
         server.send_signal(signal.SIGINT)
         code = server.wait(30)
