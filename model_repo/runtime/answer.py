@@ -69,7 +69,7 @@ class Answer:
             self._parse(self._stops.finish())
         if self._parser is None:
             return reason
-        self._collect(self._parser.finish())
+        self._collect(self._parser.finish(cut=reason != "stop" or self.stopped))
         message = self._parser.message
         self.incomplete = None if message.incomplete is None else asdict(message.incomplete)
         whole = {call.index for call in message.tool_calls}

@@ -12,12 +12,14 @@ MAX_STEPS = 500_000  # loop turns and macro calls in one rendering
 MAX_TEXT = 250_000_000  # characters that one rendering makes
 MAX_SECONDS = 10.0  # of this thread's processor time; a conversation of a whole context takes less than one
 NODE = 64  # characters that a member of a list or an object counts for, besides its text
+SMALL = 100_000  # characters that may be made before the clock is looked at
+OFTEN = 32  # how many times the budget may be taken from before that
 
 
 class Budget(threading.local):
     """Of this thread's rendering. Everything that takes from it raises SecurityError once it is spent."""
 
-    _steps = _text = 0
+    _steps = _text = _unseen = 0
     _end = 0.0
 
     def start(self) -> None:
@@ -36,6 +38,10 @@ class Budget(threading.local):
         self._text -= max(characters, 0)
         if self._text < 0:
             raise SecurityError(f"the chat template makes more than {MAX_TEXT} characters")
+        self._unseen += 1
+        if self._unseen < OFTEN and characters < SMALL:
+            return
+        self._unseen = 0
         if time.thread_time() > self._end:
             raise SecurityError(f"the chat template takes more than {MAX_SECONDS:g} s")
 
@@ -45,16 +51,28 @@ class Budget(threading.local):
             self.take(len(value))
         return value
 
+    def bound(self, value: Any) -> Any:
+        """Takes for ``value``, members and all, as a name is bound to it."""
+        return self.written(value) if isinstance(value, (list, tuple, dict)) else self.shallow(value)
+
     def written(self, value: Any) -> Any:
         """Takes for ``value`` as text, members and all: one list may hold another many times over."""
         if isinstance(value, str):
             self.take(len(value))
             return value
         left: list[Any] = [[value]]
+        owed = 0
         while left:
             one = left.pop()
-            members = [*one.keys(), *one.values()] if isinstance(one, dict) else one
-            texts = sum(len(member) for member in members if isinstance(member, (str, bytes)))
-            self.take(NODE * len(members) + texts)
-            left += [member for member in members if isinstance(member, (dict, list, tuple))]
+            members = (*one.keys(), *one.values()) if isinstance(one, dict) else one
+            owed += NODE * len(members)
+            for member in members:
+                if isinstance(member, (str, bytes)):
+                    owed += len(member)
+                elif isinstance(member, (dict, list, tuple)):
+                    left.append(member)
+            if owed > SMALL:
+                self.take(owed)
+                owed = 0
+        self.take(owed)
         return value

@@ -90,11 +90,11 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _content(content: Any, where: str, role: str) -> Any:
-    """Text; for a tool's result with ``output`` parts a list of these, which templates tell apart."""
-    if role == "tool" and isinstance(content, (list, tuple)):
-        parts = [part if isinstance(part, dict) else {} for part in content]
-        if any("output" in part for part in parts):
+    """Text; for a tool's result in parts a list of these, since the templates render each as a response."""
+    if role == "tool" and isinstance(content, (list, tuple)) and content:
+        if any(isinstance(part, dict) and "output" in part for part in content):
             return [{"output": _part(part, f"{where}[{i}]", "output")} for i, part in enumerate(content)]
+        return [{"type": "text", "text": _part(part, f"{where}[{i}]")} for i, part in enumerate(content)]
     return _text(content, where)
 
 

@@ -24,8 +24,9 @@ from mm2c_runtime.chat.budget import Budget
 from mm2c_runtime.chat.text_growth import FILTERS, measured_call, take_format, take_join, take_operator
 
 # Filters of ours that a template cannot name, since they are no identifiers.
-_STEP, _ASSIGNED, _WRITTEN = "a step", "an assignment", "an output"
+_STEP, _BOUND, _WRITTEN = "a step", "a binding", "an output"
 MAX_INDENT = 16  # characters a level of JSON
+MAX_FORMAT = 1000  # characters of a time's format
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
@@ -41,11 +42,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self._budget = budget = Budget()
         self.filters.update({name: self._metered(self.filters[name], take) for name, take in FILTERS.items()})
         self.filters.update({"join": self._join, "tojson": self._tojson})
-        self.filters.update({_STEP: budget.step, _ASSIGNED: budget.shallow, _WRITTEN: budget.written})
+        self.filters.update({_STEP: budget.step, _BOUND: budget.bound, _WRITTEN: budget.written})
         del self.globals["lipsum"]  # random text of any length
         self.globals.update(
             raise_exception=_raise_exception,
-            strftime_now=lambda format: datetime.now().strftime(format),
+            strftime_now=_strftime_now,
             dict=_Dict(),
             namespace=_Namespace,
         )
@@ -58,8 +59,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, (str, bytes)):
             args = measured_call(self._budget, owner, obj.__name__, args, kwargs)
-        for value in (*args, *kwargs.values()):  # the arguments of a macro are an assignment
-            self._budget.shallow(value)
+        for value in (*args, *kwargs.values()):  # the arguments of a macro are bound to its parameters
+            self._budget.bound(value)
         return super().call(context, obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -126,19 +127,39 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Meter(NodeTransformer):
-    """Adds the budget's counting to a template's loops, macros, assignments and output."""
+    """Adds the budget's counting to a template's loops, macros, names and output.
 
-    def _stepped(self, node: Any) -> nodes.Node:
+    A value is counted with all its members when a name is bound to it: nothing that doubles from name to name
+    becomes so large that comparing, hashing or sorting it, which nothing can interrupt, takes long.
+    """
+
+    def _stepped(self, node: Any) -> Any:
         fixed = sum(len(text.data) for part in node.body for text in part.find_all(nodes.TemplateData))
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(fixed), _STEP), lineno=node.lineno))
+        node.body.insert(0, _statement(nodes.Const(fixed), _STEP, node.lineno))
+        return node
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        targets: list[Any] = list(node.target.find_all(nodes.Name)) or [node.target]
+        self._stepped(node)
+        for name in targets:
+            node.body.insert(0, _statement(nodes.Name(name.name, "load"), _BOUND, node.lineno))
+        return node
+
+    def visit_Macro(self, node: Any) -> nodes.Node:
+        node.defaults = [_filtered(value, _BOUND) for value in self._stepped(node).defaults]
         return node  # type: ignore[no-any-return]
 
-    visit_For = visit_Macro = visit_CallBlock = _stepped
+    visit_CallBlock = visit_Macro
+
+    def visit_With(self, node: nodes.With) -> nodes.Node:
+        self.generic_visit(node)
+        node.values = [_filtered(value, _BOUND) for value in node.values]
+        return node
 
     def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
         self.generic_visit(node)
-        node.node = _filtered(node.node, _ASSIGNED)
+        node.node = _filtered(node.node, _BOUND)
         return node
 
     def _written(self, node: Any) -> nodes.Node:
@@ -154,6 +175,11 @@ class _Meter(NodeTransformer):
 
 def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _statement(value: nodes.Expr, name: str, line: int) -> nodes.Node:
+    value.set_lineno(line)
+    return nodes.ExprStmt(_filtered(value, name), lineno=line)
 
 
 class _Generation(Extension):
@@ -195,6 +221,12 @@ class _Namespace(Namespace):
 def _public(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a chat template may not store {name!r}: it begins with an underscore")
+
+
+def _strftime_now(format: str) -> str:
+    if len(format) > MAX_FORMAT:
+        raise SecurityError(f"the chat template formats the time with more than {MAX_FORMAT} characters")
+    return datetime.now().strftime(format)
 
 
 def _raise_exception(message: str) -> NoReturn:

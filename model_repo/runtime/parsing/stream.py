@@ -83,12 +83,19 @@ class MessageStream:
             position = self._state(text, position)
         return self._writer.take()
 
-    def finish(self) -> list[Delta]:
-        """Ends the text: what was held back becomes what it is, and an open call is cut."""
+    def finish(self, *, cut: bool = False) -> list[Delta]:
+        """Ends the text: what was held back becomes what it is, and an open call is cut.
+
+        ``cut``: the completion did not end by itself. An ``</invoke>`` inside an open value is data then, whose
+        ``</parameter>`` may have been still to come: it must not make a whole call of half a one.
+        """
         self._final = True
         withheld = "".join(self._withheld)
         if withheld:
             self._withheld, self._state = [], self._in_value
+        if cut and withheld:
+            self._writer.data(withheld)
+            withheld = ""
         deltas = self.feed(withheld)
         self._finished = True
         self._writer.cut_call()
@@ -282,13 +289,3 @@ class MessageStream:
         """The text ends within the header of an invoke."""
         self._bare_block = False
         self._writer.cut(Incomplete("call"))
-
-
-def parse_message(
-    text: str, tools: Any = None, *, starts_in_reasoning: bool = True, calls: bool = True
-) -> Message:
-    """Parses a whole completion; the same as streaming it, in one chunk. Never raises."""
-    stream = MessageStream(tools, starts_in_reasoning=starts_in_reasoning, calls=calls)
-    stream.feed(text)
-    stream.finish()
-    return stream.message

@@ -57,12 +57,32 @@ def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
 )
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
 def test_content_becomes_text(role: str, content: Any, text: str) -> None:
-    assert cleaned({"role": role, "content": content}) == {"role": role, "content": text}
+    given = cleaned({"role": role, "content": content})
+    if role == "tool" and isinstance(given["content"], list):
+        assert "".join(part["text"] for part in given["content"]) == text
+    else:
+        assert given == {"role": role, "content": text}
     if role == "assistant":
         assert cleaned({"role": role}) == {"role": role, "content": ""}
     else:
         with pytest.raises(RequestError, match=r"messages\[0\]: content is missing"):
             cleaned({"role": role})
+
+
+def test_every_part_of_a_tools_result_is_a_response_of_its_own() -> None:
+    calls = [{"role": "user", "content": "u"}, assistant(tool_calls=call({}))]
+    parts = [
+        "a",
+        {"type": "text", "text": "b", "name": "f"},
+        {"type": "input_text", "text": "c"},
+        {"output": "d"},
+    ]
+    shown = TEMPLATE.render([*calls, {"role": "tool", "content": parts}])
+    assert "".join(f"\n<response>{text}\n</response>" for text in "abcd") in shown
+    typed = [{"type": "text", "text": text} for text in "ab"]
+    result = {"role": "tool", "content": typed}
+    assert TEMPLATE.render([*calls, result]) == TEMPLATE.render([*calls, result], clean=False)
+    assert "<response></response>" in TEMPLATE.render([*calls, {"role": "tool", "content": []}])
 
 
 def test_every_output_of_a_tool_is_a_response_of_its_own() -> None:

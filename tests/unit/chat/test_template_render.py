@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mm2c_runtime.errors import BundleError, RequestError
 SHIPPED = Path(__file__).parents[2] / "fixtures" / "tiny-m2"
 SOURCE = (SHIPPED / "chat_template.jinja").read_text(encoding="utf-8")
 TEMPLATE = ChatTemplate.from_bundle(SHIPPED)
+TIMES = int(os.environ.get("MM2C_EXAMPLES", "1"))  # so many times the examples, and at random
 
 texts = st.one_of(
     st.sampled_from(
@@ -127,7 +129,7 @@ def joined_parts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @as_now
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500 * TIMES, derandomize=TIMES == 1, deadline=None)
 @given(conversation=messages, definitions=tools, add=st.booleans())
 def test_the_shipped_template_renders_as_in_transformers(
     reference: Any, conversation: Any, definitions: Any, add: bool

@@ -11,10 +11,22 @@ import pytest
 from jinja2 import Environment
 
 from mm2c_runtime.chat import ChatTemplate, budget
-from mm2c_runtime.errors import RequestError
+from mm2c_runtime.errors import BundleError, RequestError
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 LAUGHS = "{% set s = namespace(x=['ha']) %}{% for i in range(60) %}{% set s.x = [s.x, s.x] %}{% endfor %}"
+NAMES = [(f"a{i}", f"a{i + 1}") for i in range(40)]
+NESTED_WITH = "".join(f"{{% with {new}=[{old}, {old}] %}}" for old, new in NAMES) + "{{ a40 == [1] }}"
+NESTED_WITH += "{% endwith %}" * len(NAMES)
+NESTED_FOR = "".join(
+    f"{{% macro m{i}(a) %}}{{% for b in [[a, a]] | map('list') %}}{{{{ m{i - 1}(b) }}}}{{% endfor %}}{{% endmacro %}}"
+    if i
+    else "{% macro m0(a) %}{{ a == [1] }}{% endmacro %}"
+    for i in range(40)
+)
+NESTED_FOR += "{{ m39([1]) }}"
+CHAINED_DEFAULTS = "{% macro m(a0, " + ", ".join(f"{new}=[{old}, {old}]" for old, new in NAMES)
+CHAINED_DEFAULTS += ") %}{{ a40 == [1] }}{% endmacro %}{{ m([1]) }}"
 
 
 def refused(source: str) -> str:
@@ -43,15 +55,61 @@ def refused(source: str) -> str:
         "{{ messages[0].update(a=1) }}",
         "{{ dict.mro() }}",
         "{{ lipsum(1000) }}",
+        "{{ lipsum.__globals__['os'].popen('id') }}",
+        "{{ joiner.__init__.__globals__ }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ self._TemplateReference__context.environment.loader }}",
+        "{{ ''['__class__']['__mro__'] }}",
+        "{{ (messages | map('attr', '__class__') | first).mro() }}",
+        "{{ messages | selectattr('__class__.__mro__') | first }}",
+        "{{ messages.__getitem__.__self__.__class__ }}",
+        "{{ '{0.__class__.__mro__[1]}'.format(messages)['x'] }}",
+        "{% from '/etc/passwd' import x %}",
+        "{% set open = 1 %}{{ __builtins__.open('/etc/passwd') }}",
+        "{{ (1).__class__.__base__.__subclasses__()[0] }}",
+        "{% macro m() %}{% endmacro %}{{ m.__globals__ }}{{ m._func.__globals__ }}",
+        "{% for a in [1] %}{{ loop.__init__.__globals__ }}{% endfor %}",
+        "{{ range.__class__('x', (), {}) }}",
+        "{{ messages[0].pop('role') }}",
     ],
 )
 def test_nothing_of_python_is_within_reach(source: str) -> None:
     refused(source)
 
 
-def test_format_strings_lead_nowhere() -> None:
-    assert ChatTemplate("{{ '{0.__class__}'.format(1) }}").render(MESSAGES) == ""
-    assert ChatTemplate("{{ self._TemplateReference__context is defined }}").render(MESSAGES) == "False"
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '{0.__class__}'.format(1) }}",
+        "{{ '{a.__class__}'.format_map({'a': 1}) }}",
+        "{{ '{a.__init__.__globals__}'.format(a=raise_exception) }}",
+        "{% set f = '{0.__class__}'.format %}{{ f(1) }}",
+        "{{ ''.format.__self__.__class__ }}",
+        "{{ ''['__class__'] }}",
+        "{{ cycler.next.__globals__ }}",
+        "{{ dict.fromkeys.__globals__ }}{{ dict.fromkeys.__func__ }}{{ dict.__class__ }}",
+        "{{ strftime_now.__code__ }}",
+        "{{ (messages | attr('__class__')) | string }}",
+        "{{ messages | map(attribute='__class__') | join }}",
+        "{{ messages | map(attribute='__class__.__mro__') | join }}",
+        "{{ messages | groupby('__class__') | map(attribute='grouper') | join }}",
+        "{{ [] | map(attribute='__class__') | first | attr('__mro__') }}",
+        "{{ '%(a)s' | format(a=strftime_now.__code__) }}",
+        "{{ self._TemplateReference__context }}",
+    ],
+)
+def test_attributes_of_python_are_nothing(source: str) -> None:
+    try:
+        shown = ChatTemplate(source).render(MESSAGES)
+    except RequestError as error:
+        shown = "" if error.code == "INVALID_ARGUMENT" else error.code
+    assert shown == ""
+
+
+@pytest.mark.parametrize("tag", ["do messages.append(1)", "debug", "trans", "python"])
+def test_there_are_no_tags_but_jinjas_own(tag: str) -> None:
+    with pytest.raises(BundleError, match="Encountered unknown tag"):
+        ChatTemplate(f"{{% {tag} %}}")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +119,9 @@ def test_format_strings_lead_nowhere() -> None:
         "{{ range(10 ** 9) | list }}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+        "{% for i in range(100000) recursive %}{{ loop(range(100000)) }}{% endfor %}",
+        "{{ strftime_now('%c' * 1000000) | length }}",
         "{% set s = namespace(x='ab') %}{% for i in range(60) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
         "{% for a in range(1000) %}{{ 'ab' * 1000000 }}{% endfor %}",
         "{{ 'a' * 10 ** 12 }}",
@@ -105,6 +166,12 @@ def test_format_strings_lead_nowhere() -> None:
         LAUGHS + "{{ ('' ~ s.x) | length }}",
         LAUGHS + "{{ ('%s' % (s.x,)) | length }}",
         LAUGHS + "{{ ([s.x] | join) | length }}",
+        LAUGHS + LAUGHS.replace("s.x", "t.x").replace(" s ", " t ") + "{{ s.x == t.x }}",
+        LAUGHS.replace("['ha']", "('ha',)").replace("[s.x, s.x]", "(s.x, s.x)") + "{{ {s.x: 1} }}",
+        "{% macro m(a, n) %}{% if n %}{{ m([a, a], n - 1) }}{% endif %}{{ a == [1] }}{% endmacro %}{{ m([1], 60) }}",
+        NESTED_WITH,
+        NESTED_FOR,
+        CHAINED_DEFAULTS,
     ],
 )
 def test_work_and_text_are_bounded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:

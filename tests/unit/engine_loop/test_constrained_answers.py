@@ -255,7 +255,7 @@ def test_reasoning_can_be_skipped(engines: list[Asked]) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_cut_by_the_limit_is_no_call(engines: list[Asked], stream: bool) -> None:
     long = tool("write", {"text": {"type": "string"}})
-    wanted = THOUGHT + CALL.format("write", PARAMETER.format("text", "word " * 90))
+    wanted = THOUGHT + CALL.format("write", PARAMETER.format("text", "a </invoke> " + "word " * 90))
     engines.append(Asked(wanted))
     answer = Stream(lambda: None)
     fields = {"messages": MESSAGES, "tools": [long], "tool_choice": "required", "max_tokens": 100}

@@ -23,11 +23,11 @@ def invoke(name: str, **values: str) -> str:
     return f'<invoke name="{name}">\n{parameters}</invoke>'
 
 
-def stream(chunks: Iterable[str], tools: Any = None, **options: bool) -> list[Delta]:
-    """All deltas of a ``MessageStream`` made with these options and fed these chunks."""
+def stream(chunks: Iterable[str], tools: Any = None, *, cut: bool = False, **options: bool) -> list[Delta]:
+    """All deltas of a ``MessageStream`` made with these options, fed these chunks, and ended (``cut`` or not)."""
     parser = MessageStream(tools, **options)
     deltas = [delta for chunk in chunks for delta in parser.feed(chunk)]
-    return deltas + parser.finish()
+    return deltas + parser.finish(cut=cut)
 
 
 def chunks(text: str, sizes: Sequence[int]) -> list[str]:
@@ -49,20 +49,20 @@ def joined(deltas: Iterable[Delta], kind: str) -> str:
 
 def streamed_calls(deltas: Iterable[Delta]) -> dict[int, tuple[str, str]]:
     """What a client makes of the deltas: index → (name, argument text)."""
-    calls: dict[int, tuple[str, str]] = {}
+    calls: list[tuple[str, list[str]]] = []
     for delta in deltas:
         if delta.kind == "call":
             assert delta.index == len(calls)
             assert delta.id
             assert delta.name
-            calls[delta.index] = (delta.name, "")
+            calls.append((delta.name, []))
         elif delta.kind == "arguments":
             assert delta.index == len(calls) - 1
             assert delta.text
-            calls[delta.index] = (calls[delta.index][0], calls[delta.index][1] + delta.text)
+            calls[-1][1].append(delta.text)
         else:
             assert delta.text
-    return calls
+    return {index: (name, "".join(texts)) for index, (name, texts) in enumerate(calls)}
 
 
 def assert_same(deltas: list[Delta], message: Message) -> None:

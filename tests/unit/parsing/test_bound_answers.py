@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from completions import assert_same, block, chunks, invoke, joined, stream
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import examples
 
 from mm2c_runtime.parsing import Message, MessageStream, parse_message
 
@@ -37,7 +38,7 @@ def test_only_the_end_of_thinking_ends_reasoning(text: str, reasoning: str, cont
 
 
 @given(texts, st.lists(st.integers(1, 5), min_size=1, max_size=3))
-@settings(max_examples=300)
+@examples(300)
 def test_without_reasoning_every_character_is_content_at_once(text: str, sizes: list[int]) -> None:
     assert parse_message(text, starts_in_reasoning=False, calls=False) == Message(content=text)
     parser = MessageStream(starts_in_reasoning=False, calls=False)
@@ -47,7 +48,7 @@ def test_without_reasoning_every_character_is_content_at_once(text: str, sizes: 
 
 
 @given(texts, texts, st.lists(st.integers(1, 5), min_size=1, max_size=3))
-@settings(max_examples=300)
+@examples(300)
 def test_after_reasoning_every_character_is_content(reasoning: str, answer: str, sizes: list[int]) -> None:
     reasoning = reasoning.replace("</think>", "").replace("<think>", "")
     text = f"<think>\n{reasoning}\n</think>\n\n{answer}"

@@ -31,6 +31,8 @@ def read(text: str, *, starts_in_reasoning: bool = False) -> Message:
         ("</think>\n\nso", "", "so"),
         ("\n</think>\n\nso", "", "so"),
         ("a\n\n</think>\n\n\n\nso\n", "a\n", "\n\nso\n"),
+        ("why </think> \tso", "why ", " \tso"),
+        ("<think> why\n</think>\n so", " why", " so"),
         ("<think>\nwhy\n</think>\n\nso", "why", "so"),
         ("why <think> twice</think>so", "why <think> twice", "so"),
         ("why\n</think>\n\n<think>\nmore\n</think>\n\nso", "whymore", "so"),
@@ -117,35 +119,6 @@ def test_where_no_parameter_ends_the_end_of_the_invoke_closes_values() -> None:
     assert arguments(message) == [("f", {"s": "x"}), ("f", {"n": 5})]
     assert message.content == "bye"
     assert message.incomplete is None
-
-
-@pytest.mark.parametrize(
-    ("header", "name"),
-    [
-        (' name="f"', "f"),
-        (" name='f'", "f"),
-        (" name=f", "f"),
-        ('  name = "f" ', "f"),
-        ('\nname="f"', "f"),
-        (' name="f', "f"),
-        (' name="a b"', "a b"),
-        (' name="a"b"', 'a"b'),
-        (' name="a>b"', "a>b"),
-        (" name='it's'", "it's"),
-        (' name="a<b"', "a<b"),
-    ],
-)
-def test_names_in_any_quotes(header: str, name: str) -> None:
-    parameter = f"<parameter{header}>v</parameter>"
-    message = read(f"<minimax:tool_call>\n<invoke{header}>\n{parameter}\n</invoke>\n</minimax:tool_call>")
-    assert arguments(message) == [(name, {name: "v"})]
-
-
-@pytest.mark.parametrize("header", ["", " ", " id=3", ' name=""', " name=", "x", " name" + " " * 2000])
-def test_an_invoke_without_a_name_is_text(header: str) -> None:
-    message = read(f"<minimax:tool_call><invoke{header}></invoke></minimax:tool_call>")
-    assert message.tool_calls == []
-    assert message.content.startswith("<invoke")
 
 
 def test_the_last_of_a_repeated_parameter_wins() -> None:
@@ -238,6 +211,30 @@ def test_a_string_value_streams_as_it_grows() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("schema", "grows"),
+    [
+        ({"type": "string"}, True),
+        ({"type": ["string"]}, True),
+        ({"$ref": "#/$defs/text"}, True),
+        ({"allOf": [{"type": ["string", "null"]}, {"$ref": "#/$defs/text"}]}, True),
+        ({"anyOf": [{"type": "string"}, {"enum": ["a"]}]}, True),
+        ({"enum": ["a", "b"]}, True),
+        ({"const": "a"}, True),
+        ({"type": "string", "nullable": True}, False),
+        ({"anyOf": [{"$ref": "#/$defs/text"}, {"type": "null"}]}, False),
+        ({"type": ["string", "integer"]}, False),
+        ({"enum": ["a", 1]}, False),
+        ({}, False),
+    ],
+)
+def test_what_can_only_be_a_string_streams_as_it_grows(schema: object, grows: bool) -> None:
+    tools = [tool("f", {"s": schema}, **{"$defs": {"text": {"type": "string"}}})]
+    parser = MessageStream(tools, starts_in_reasoning=False)
+    parser.feed('<minimax:tool_call>\n<invoke name="f">\n<parameter name="s">')
+    assert joined(parser.feed("some text"), "arguments") == ("some text" if grows else "")
+
+
 def test_other_values_wait_for_their_end() -> None:
     parser = MessageStream(TOOLS, starts_in_reasoning=False)
     parser.feed('<minimax:tool_call>\n<invoke name="g">\n<parameter name="o">')
@@ -250,6 +247,20 @@ def test_text_is_withheld_from_an_invoke_end_inside_a_value() -> None:
     parser.feed('<minimax:tool_call>\n<invoke name="f">\n<parameter name="s">a')
     assert parser.feed("</invoke> b") == []
     assert joined(parser.feed(" c</parameter>"), "arguments") == '</invoke> b c"'
+
+
+def test_an_invoke_end_inside_the_value_of_a_cut_completion_ends_nothing() -> None:
+    text = '<minimax:tool_call>\n<invoke name="f">\n<parameter name="s">write "</invoke>" and'
+    by_itself = parse_message(text, TOOLS, starts_in_reasoning=False)
+    assert arguments(by_itself) == [("f", {"s": 'write "'})]
+    message = parse_message(text, TOOLS, starts_in_reasoning=False, cut=True)
+    assert message.tool_calls == []
+    assert message.incomplete is not None
+    assert (message.incomplete.name, message.incomplete.parameter) == ("f", "s")
+    for pieces in ([text], list(text)):
+        deltas = stream(pieces, TOOLS, starts_in_reasoning=False, cut=True)
+        assert_same(deltas, message)
+        assert joined(deltas, "arguments") == '{"s": "write \\"</invoke>\\" and'
 
 
 def test_a_stream_takes_nothing_after_its_end() -> None:

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from completions import assert_same, chunks, joined, stream
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from strategies import PIECES, conversations, examples, garbage, json_values, sizes, text_without
 
 from mm2c_runtime.chat import ChatTemplate, will_reason
 from mm2c_runtime.parsing import MessageStream, parse_message
 
 TEMPLATE = ChatTemplate.from_bundle(Path(__file__).parents[2] / "fixtures" / "tiny-m2")
-MARKERS = ("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>", "</invoke>", "</parameter>")
-PIECES = (
-    *MARKERS,
-    *('<invoke name="f">', "<invoke name='g'>", "<invoke name=f>", "<invoke ", "<invoke", '<invoke name="f'),
-    *(
-        '<parameter name="s">',
-        '<parameter name="n">',
-        "<parameter name=o>",
-        "<parameter",
-        '<parameter name="',
-    ),
-    *(
-        "<thi",
-        "</thin",
-        "<minimax:tool",
-        "</inv",
-        "</para",
-        "<",
-        ">",
-        '"',
-        "'",
-        "\\",
-        "\n",
-        "\n\n",
-        " ",
-        "a",
-        "12",
-    ),
-    *("é", "😀", "\ud83d", "\ude00", "{", "}", "[1]", "null", "true", "NaN", "x" * 30),
-)
 TOOLS = [
     {
         "type": "function",
@@ -60,141 +31,86 @@ TOOLS = [
         },
     }
 ]
-slow_start = settings(deadline=None, suppress_health_check=list(HealthCheck))
-garbage = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
-sizes = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 
-def text_without(*forbidden: str) -> st.SearchStrategy[str]:
-    """Hostile text that holds none of these markers, nor a beginning that what follows could complete."""
-    pieces = [piece for piece in PIECES if piece not in forbidden]
-    free = st.one_of(st.sampled_from(pieces), st.text(max_size=5))
-    return st.lists(free, max_size=8).map("".join).filter(lambda text: not any(m in text for m in forbidden))
-
-
-# A value's schema, and the values that it admits and that the template writes in only one reading.
-Typed = tuple[dict[str, Any], st.SearchStrategy[Any]]
-string_values = text_without("</parameter>")
-integers = st.integers(-(10**30), 10**30)
-numbers = st.one_of(integers, st.floats(allow_nan=False, allow_infinity=False))
-
-
-def is_plain_text(text: str) -> bool:
-    """Not JSON: neither NaN nor Infinity is."""
-    try:
-        json.loads(text, parse_constant=lambda name: json.loads(""))
-    except ValueError:
-        return True
-    return False
-
-
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, string_values),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(string_values, inner, max_size=3)),
-    max_leaves=6,
-)
-objects = st.dictionaries(string_values, json_values, max_size=3)
-text_or_json = json_values.filter(lambda value: not isinstance(value, str) or is_plain_text(value))
-SCHEMAS: list[Typed] = [
-    ({"type": "string"}, string_values),
-    ({"$ref": "#/$defs/text"}, string_values),
-    ({"enum": ["a", " b\n", "</invoke>", "5"]}, st.sampled_from(["a", " b\n", "</invoke>", "5"])),
-    ({"allOf": [{"type": ["string", "null"]}, {"type": ["string", "integer"]}]}, string_values),
-    ({"type": "integer"}, integers),
-    ({"$ref": "#/$defs/count"}, integers),
-    ({"type": "number"}, numbers),
-    ({"type": "boolean"}, st.booleans()),
-    ({"type": "null"}, st.none()),
-    ({"type": "array", "items": {"type": "string"}}, st.lists(string_values, max_size=3)),
-    ({"type": "object"}, objects),
-    ({"const": [1, "a"]}, st.just([1, "a"])),
-    ({"enum": [1, "1", None, "x"]}, st.sampled_from([1, None, "x"])),
-    ({"type": "string", "nullable": True}, st.one_of(st.none(), string_values.filter(is_plain_text))),
-    (
-        {"anyOf": [{"type": "string"}, {"type": "null"}]},
-        st.one_of(st.none(), string_values.filter(is_plain_text)),
-    ),
-    ({"oneOf": [{"$ref": "#/$defs/count"}, {"$ref": "#/$defs/tree"}]}, st.one_of(integers, objects)),
-    ({"type": ["string", "array"]}, st.one_of(st.lists(integers), string_values.filter(is_plain_text))),
-    ({}, text_or_json),
-]
-DEFS = {
-    "text": {"type": "string", "minLength": 0},
-    "count": {"type": "integer"},
-    "tree": {"type": "object", "properties": {"left": {"$ref": "#/$defs/tree"}}},
-}
-names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).filter(
-    lambda name: not set("<>\n'\"") & set(name) and name.strip() == name
-)
-keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(
-    lambda name: not set("<>\n") & set(name)
-)
-
-
-@st.composite
-def conversations(
-    draw: Callable[[st.SearchStrategy[Any]], Any],
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """An assistant message and the tools whose calls it makes."""
-    tools, calls = [], []
-    for name in draw(st.lists(names, unique=True, max_size=3)):
-        parameters = draw(st.dictionaries(keys, st.sampled_from(SCHEMAS), max_size=4))
-        properties = {key: schema for key, (schema, _) in parameters.items()}
-        schema = {"type": "object", "properties": properties, "$defs": DEFS}
-        if draw(st.booleans()):
-            schema["additionalProperties"] = {"type": "string"}
-            parameters["+more"] = ({}, string_values)
-        tools.append({"type": "function", "function": {"name": name, "parameters": schema}})
-        for _ in range(draw(st.integers(0, 2))):
-            arguments = {key: draw(values) for key, (_, values) in parameters.items()}
-            calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
-    message = {
-        "role": "assistant",
-        "content": draw(text_without("</think>", "<think>", "<minimax:tool_call>")),
-        "reasoning_content": draw(text_without("</think>", "<minimax:tool_call>", "<think>")),
-    }
-    if calls:
-        message["tool_calls"] = draw(st.permutations(calls))
-    return message, tools
-
-
-@settings(slow_start, max_examples=700)
+@examples(2500)
 @given(conversations(), sizes)
 def test_reading_undoes_rendering(conversation: tuple[Any, Any], pieces: list[int]) -> None:
+    check_round_trip(TEMPLATE, conversation, pieces)
+
+
+def check_round_trip(template: ChatTemplate, conversation: tuple[Any, Any], pieces: list[int]) -> None:
     message, tools = conversation
-    history = [{"role": "user", "content": "u"}]
-    prompt = TEMPLATE.render(history, tools)
-    whole = TEMPLATE.render([*history, message], tools, add_generation_prompt=False)
-    if not message["reasoning_content"]:
-        prompt = prompt.removesuffix("<think>\n")
-    assert whole.startswith(prompt)
-    completion = whole.removeprefix(prompt).removesuffix("[e~[\n")
-    parsed = parse_message(completion, tools, starts_in_reasoning=will_reason(prompt))
+    completion, start = completion_of(template, conversation)
+    parsed = parse_message(completion, tools, starts_in_reasoning=start)
     assert parsed.reasoning == message["reasoning_content"]
     assert parsed.content == message["content"]
     assert parsed.incomplete is None
     expected = [call["function"] for call in message.get("tool_calls", [])]
     assert [call.name for call in parsed.tool_calls] == [call["name"] for call in expected]
     for call, wanted in zip(parsed.tool_calls, expected, strict=True):
-        assert json.loads(call.arguments) == json.loads(json.dumps(wanted["arguments"]))
-    assert_same(stream(chunks(completion, pieces), tools, starts_in_reasoning=will_reason(prompt)), parsed)
+        assert same(json.loads(call.arguments), json.loads(json.dumps(wanted["arguments"])))
+    assert_same(stream(chunks(completion, pieces), tools, starts_in_reasoning=start), parsed)
 
 
-@settings(slow_start, max_examples=1500)
-@given(garbage, sizes, st.booleans())
+def completion_of(template: ChatTemplate, conversation: tuple[Any, Any]) -> tuple[str, bool]:
+    """What the model would have written to be rendered as this message, and whether it began in reasoning."""
+    message, tools = conversation
+    history = [{"role": "user", "content": "u"}]
+    prompt = template.render(history, tools)
+    whole = template.render([*history, message], tools, add_generation_prompt=False)
+    if not message["reasoning_content"]:
+        prompt = prompt.removesuffix("<think>\n")
+    assert whole.startswith(prompt)
+    return whole.removeprefix(prompt).removesuffix("[e~[\n"), will_reason(prompt)
+
+
+@examples(700)
+@given(conversations(), st.floats(0, 1))
+def test_a_cut_completion_tells_no_call_but_whole_ones(conversation: tuple[Any, Any], share: float) -> None:
+    message, tools = conversation
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    if not calls:
+        return
+    completion, start = completion_of(TEMPLATE, conversation)
+    block = completion.index("<minimax:tool_call>\n<invoke") + len("<minimax:tool_call>")
+    cut = completion[: block + round(share * (len(completion) - block))]
+    parsed = parse_message(cut, tools, starts_in_reasoning=start, cut=True)
+    assert len(parsed.tool_calls) <= cut[block:].count("</invoke>")
+    if "</invoke>" not in json.dumps([call["arguments"] for call in calls]):
+        assert len(parsed.tool_calls) == cut[block:].count("</invoke>")
+    for call, wanted in zip(parsed.tool_calls, calls, strict=False):
+        assert call.name == wanted["name"]
+        assert same(json.loads(call.arguments), json.loads(json.dumps(wanted["arguments"])))
+    if not parsed.tool_calls:
+        assert parsed.incomplete is not None
+    assert_same(stream(chunks(cut, [3]), tools, starts_in_reasoning=start, cut=True), parsed)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality that tells 1 from true; 1 and 1.0 are one JSON number."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
+@examples(3500)
+@given(garbage, sizes, st.booleans(), st.booleans())
 def test_any_split_of_any_text_reads_the_same(
-    text: str, pieces: list[int], starts_in_reasoning: bool
+    text: str, pieces: list[int], starts_in_reasoning: bool, calls: bool
 ) -> None:
-    message = parse_message(text, TOOLS, starts_in_reasoning=starts_in_reasoning)
+    options = {"starts_in_reasoning": starts_in_reasoning, "calls": calls}
+    message = parse_message(text, TOOLS, **options)
     for size in (pieces, [1]):
-        split = stream(chunks(text, size), TOOLS, starts_in_reasoning=starts_in_reasoning)
-        assert_same(split, message)
+        assert_same(stream(chunks(text, size), TOOLS, **options), message)
     for call in message.tool_calls:
         assert isinstance(json.loads(call.arguments), dict)
         call.arguments.encode()
 
 
-@settings(slow_start, max_examples=700)
+@examples(1200)
 @given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=25), sizes)
 def test_any_split_of_values_reads_the_same(pieces: list[str], split: list[int]) -> None:
     opening = '<minimax:tool_call><invoke name="f"><parameter name="'
@@ -205,7 +121,16 @@ def test_any_split_of_values_reads_the_same(pieces: list[str], split: list[int])
             assert_same(stream(chunks(text, size), TOOLS, starts_in_reasoning=False), message)
 
 
-@settings(slow_start, max_examples=500)
+@examples(600)
+@given(garbage)
+def test_byte_by_byte_reads_the_same(text: str) -> None:
+    data = text.encode(errors="replace")
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    pieces = [decode(data[at : at + 1]) for at in range(len(data))]
+    assert_same(stream(pieces, TOOLS), parse_message(data.decode(), TOOLS))
+
+
+@examples(1200)
 @given(text_without("<think>", "</think>", "<minimax:tool_call>", "</parameter>", "</invoke>"), sizes)
 def test_only_the_beginning_of_a_marker_is_held_back(text: str, pieces: list[int]) -> None:
     endings = {
@@ -230,7 +155,7 @@ def test_only_the_beginning_of_a_marker_is_held_back(text: str, pieces: list[int
                 assert not held or any(marker.startswith(held) for marker in markers)
 
 
-@settings(slow_start, max_examples=300)
+@examples(800)
 @given(json_values, garbage, st.sampled_from(["type", "enum", "anyOf", "allOf", "$ref", "const", "nullable"]))
 def test_no_schema_makes_it_raise(schema: Any, text: str, keyword: str) -> None:
     for parameters in (schema, {"properties": schema}, {"properties": {"s": schema, "n": {keyword: schema}}}):

@@ -85,3 +85,46 @@ def test_the_last_think_marker_of_the_prompt_decides(prompt: list[int], expected
 def test_the_end_of_reasoning(ids: list[int], expected: bool) -> None:
     assert PARSER.is_reasoning_end(ids) is expected
     assert PARSER.reasoning_end_token_id == CLOSE
+
+
+# MAX's published cases, its tests named test_minimax_m2_…
+@pytest.mark.parametrize(
+    ("ids", "reasoning", "content", "still"),
+    [
+        pytest.param([1, 2, CLOSE, 4], [1, 2], [4], False, id="stream_implicit_start"),
+        pytest.param([OPEN, 1, CALL, 8, 9], [1], [CALL, 8, 9], False, id="stream_tool_call_ends_reasoning"),
+        pytest.param([1, 2, 4], [1, 2, 4], [], True, id="stream_no_end_still_reasoning"),
+        # differs: a chunk that is reasoning from its first token has no content before an opener
+        pytest.param(
+            [0, OPEN, 1, 2, CLOSE, 4], [0, OPEN, 1, 2], [4], False, id="stream_finds_think_boundaries"
+        ),
+    ],
+)
+def test_the_published_cases_of_max(
+    ids: list[int], reasoning: list[int], content: list[int], still: bool
+) -> None:
+    parsed = PARSER.stream(ids)
+    assert parsed.span.extract_reasoning(ids) == reasoning
+    assert parsed.span.extract_content(ids) == content
+    assert parsed.is_still_reasoning is still
+
+
+@pytest.mark.parametrize(
+    ("ids", "reasoning", "content"),
+    [
+        ([1, 2, CLOSE, 4, 6], [1, 2], [4, 6]),
+        ([1, 2, CALL, 4], [1, 2], [CALL, 4]),
+        ([OPEN, 1, CLOSE], [1], []),
+    ],
+)
+def test_every_split_gives_the_same_reasoning(
+    ids: list[int], reasoning: list[int], content: list[int]
+) -> None:
+    for size in range(1, len(ids) + 1):
+        still, thought, said = True, list[int](), list[int]()
+        for at in range(0, len(ids), size):
+            parsed = PARSER.stream(ids[at : at + size], still)
+            still = parsed.is_still_reasoning
+            thought += parsed.span.extract_reasoning(ids[at : at + size])
+            said += parsed.span.extract_content(ids[at : at + size])
+        assert (thought, said, still) == (reasoning, content, False)

@@ -1,8 +1,7 @@
 """SGLang's detector. Files, shortened in ``test``:
 
-B: test/registered/function_call/test_minimax_m2_detector.py (its first suite); M: the unit suite of the same class
-(single_tool_call … unknown tools); N: its suite of number conversion; I: of tool indices; F: of finish(); C: of closing
-before normal text; R: the recovery case of its compatibility suite; issue and pull-request numbers are SGLang's.
+B: test/registered/function_call/test_minimax_m2_detector.py (its first suite); M: the later unit suite of the detector;
+N: its number conversion; I: tool indices; F: finish(); C: text after a call; R: recovery. Issue numbers are SGLang's.
 """
 
 from __future__ import annotations
