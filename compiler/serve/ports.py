@@ -23,6 +23,12 @@ def choose_ports(
 
     Raises UserError naming a port that is taken, or a bad host.
     """
+    if ":" in host:
+        raise UserError(
+            "Triton 2.51 does not listen on IPv6 addresses",
+            where=f"--host {host}",
+            remedy="use an IPv4 address; the OpenAI API takes others with --openai-host",
+        )
     held: list[socket.socket] = []
     try:
         for option, port in (("--http-port", http), ("--grpc-port", grpc), ("--metrics-port", metrics)):

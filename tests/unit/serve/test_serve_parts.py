@@ -99,6 +99,8 @@ def test_ports() -> None:
         choose_ports("127.0.0.1", ports.http, ports.http, 0)  # the same port twice
     with pytest.raises(UserError, match="no address"):
         choose_ports("no such host.invalid", 0, 0, 0)
+    with pytest.raises(UserError, match="does not listen on IPv6"):
+        choose_ports("::1", 0, 0, 0)
 
 
 @pytest.fixture
