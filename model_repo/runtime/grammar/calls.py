@@ -9,7 +9,7 @@ from typing import Any
 
 from mm2c_runtime.grammar import parameter, text
 from mm2c_runtime.grammar.lark import RuleBook
-from mm2c_runtime.grammar.members import Member, end_condition, in_bit_order
+from mm2c_runtime.grammar.members import Member, check_count, end_condition, in_bit_order
 from mm2c_runtime.grammar.schema import UnsatisfiableError, Variant, refuse, variants
 from mm2c_runtime.parsing.header import Header, read_header
 from mm2c_runtime.parsing.markers import END_INVOKE, INVOKE, PARAMETER
@@ -63,6 +63,7 @@ def _arguments(book: RuleBook, tool: Mapping[str, Any], choice: Variant, root: A
     declared: Mapping[str, Any] = choice.get("properties", {})
     required = choice.get("required", ())
     additional = choice.get("additionalProperties", False)
+    check_count(len({*declared, *required}), f"tool {name}")
     members = []
     for key in dict.fromkeys([*declared, *required]):
         # what is required and not declared is admitted by a schema that says nothing against it
@@ -80,7 +81,7 @@ def _arguments(book: RuleBook, tool: Mapping[str, Any], choice: Variant, root: A
         with suppress(UnsatisfiableError):
             rule = parameter.value(book, additional, root, readings.schema(name, _UNDECLARED))
             extra = f"{_undeclared(book, [*declared, *required])} {rule}"
-    return _in_any_order(book, in_bit_order(members, f"tool {name}"), extra)
+    return _in_any_order(book, in_bit_order(members), extra)
 
 
 def _in_any_order(book: RuleBook, members: list[Member], extra: str) -> str:

@@ -7,6 +7,7 @@ import re
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from mm2c_runtime.errors import RequestError
+from mm2c_runtime.grammar.lark_source import MOST_RULES
 from mm2c_runtime.json_input import check_text
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
@@ -14,6 +15,10 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL
 
 def lark_of_gbnf(grammar: str) -> str:
     """The Lark grammar that ``grammar`` says. Raises RequestError INVALID_ARGUMENT with the converter's reason."""
+    rules = grammar.count("::=")
+    if rules > MOST_RULES:  # the converter's time grows with their square
+        reason = f"{rules:,} rules; at most {MOST_RULES} can be followed"
+        raise RequestError("INVALID_ARGUMENT", f"the GBNF grammar cannot be read: {reason}")
     try:
         # the converter drops zeros of \u0041
         return gbnf_to_lark(_ESCAPE.sub(_character, grammar))

@@ -16,6 +16,7 @@ from llguidance import regex_to_lark
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.grammar import text
 from mm2c_runtime.grammar.gbnf import lark_of_gbnf
+from mm2c_runtime.grammar.lark_source import check_lark
 from mm2c_runtime.json_input import check_json, check_text, kind, load_json
 
 Kind = Literal["json_schema", "json_object", "json", "regex", "choice", "gbnf", "lark"]
@@ -64,12 +65,12 @@ class Guide:
     def lark(self) -> str:
         """The grammar, by itself, of a guide that is not JSON.
 
-        Raises RequestError INVALID_ARGUMENT for GBNF that cannot be read; llguidance tells all else.
+        Raises RequestError INVALID_ARGUMENT for GBNF that cannot be read and for what must not reach llguidance.
         """
-        if self.kind == "lark":
-            return str(self.value)
-        if self.kind == "gbnf":
-            return lark_of_gbnf(self.value)
+        if self.kind in ("lark", "gbnf"):
+            grammar = self.value if self.kind == "lark" else lark_of_gbnf(self.value)
+            check_lark(grammar)
+            return str(grammar)
         if self.kind == "choice":
             # one lexeme: alternatives of a rule would each be one
             return f"start: ANSWER\nANSWER: {' | '.join(map(text.literal, dict.fromkeys(self.value)))}\n"

@@ -13,7 +13,7 @@ from typing import Any
 from mm2c_runtime.grammar import text
 from mm2c_runtime.grammar.choices import fitting
 from mm2c_runtime.grammar.lark import RuleBook
-from mm2c_runtime.grammar.members import Member, members_rule
+from mm2c_runtime.grammar.members import Member, check_count, members_rule
 from mm2c_runtime.grammar.schema import UnsatisfiableError, Variant, refuse, variants
 
 _SEPARATOR, _COLON = ", ?", ": ?"
@@ -58,7 +58,7 @@ class JsonRules:
         found: list[str] = []
         for variant in choices:
             if "enum" in variant:
-                found += map(text.literal, self.spellings(variant))
+                found.append(self._book.either(self.spellings(variant)))
                 continue
             for name in sorted(variant["type"]):
                 try:
@@ -169,6 +169,7 @@ class JsonRules:
         declared = variant.get("properties", {})
         patterns = variant.get("patternProperties", {})
         open_ended = variant.get("additionalProperties", not declared and not patterns)
+        check_count(len({*declared, *variant.get("required", ())}), "an object")
         found: list[Member] = []
         for name in dict.fromkeys([*declared, *variant.get("required", ())]):
             required = name in variant.get("required", ())

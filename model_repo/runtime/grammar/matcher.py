@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import llguidance
 import numpy as np
@@ -20,6 +22,23 @@ _SLICES = [
     r"[^\"\\<\x00-\x1F\x7F]{1,30}",
     r"[^\"\\<\x00-\x1F\x7F]+",
 ]
+
+# A mask stays under some 50 ms; a grammar that needs more is given up (RESOURCE_EXHAUSTED). The least that a
+# grammar of 200 tools was seen to need is a tenth of this.
+_STEP_ITEMS = 10_000
+_LEXER_STATES = 50_000  # one takes one or two kilobytes
+# Walking the vocabulary for every lexeme at once makes masks faster and compiling slower: not for large grammars.
+_PRECOMPUTED = 200_000  # characters
+# llguidance compiles rules by recursion, 8 to 80 KB of stack for each rule in a chain of them: the 8 MB of an
+# ordinary thread end, with the process, at a chain of 100 to 1,000. Only what is touched takes memory.
+_STACK = 256 << 20
+# What follows another grammar first looks how far the text is forced, and where a stranger's grammar forces text
+# without end (`start: "a" start`, or `/a+/ /a+/`, whose first takes all) it looks forever.
+_FREE = '%llguidance {"no_forcing": true}\n'
+# What llguidance says where one of its limits is met; it has no code for it.
+_EXHAUSTED = ("too many", "max is", "too complex", "fuel", "too big", "limit")
+_stack_size = threading.Lock()
+T = TypeVar("T")
 
 
 class GrammarFactory:
@@ -38,7 +57,7 @@ class GrammarFactory:
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer.to_str(), n_vocab=known, eos_token=list(eos_ids), slices=_SLICES
         )
-        self._known = known
+        self._known, self._ends = known, frozenset(eos_ids)
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._remembered = remembered
         self._lock = threading.Lock()
@@ -58,22 +77,74 @@ class GrammarFactory:
                 self._compiled[grammar] = compiled
                 while len(self._compiled) > self._remembered:
                     self._compiled.popitem(last=False)
-        return GrammarMatcher(compiled.deep_copy(), self.vocab_size, self._known)
+        return self._follow(compiled)
+
+    def _follow(self, compiled: llguidance.LLMatcher) -> GrammarMatcher:
+        return GrammarMatcher(compiled.deep_copy(), self.vocab_size, self._known, self._ends)
 
     def _compile(self, grammar: str) -> llguidance.LLMatcher:
-        lark = llguidance.LLMatcher.grammar_from_lark(grammar)
-        compiled = llguidance.LLMatcher(self._tokenizer, lark, log_level=0)
+        """Compiles, and computes one mask, which tells what else is wrong and makes every request's first fast."""
+        for part in _parts(grammar):
+            compiled = _with_deep_stack(partial(self._made, part))
+            self._follow(compiled).bitmask()
+        return compiled
+
+    def _made(self, grammar: str) -> llguidance.LLMatcher:
+        limits = llguidance.LLParserLimits(
+            step_max_items=_STEP_ITEMS,
+            max_lexer_states=_LEXER_STATES,
+            precompute_large_lexemes=len(grammar) < _PRECOMPUTED,
+            verbose_errors=False,
+        )
+        compiled = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if compiled.is_error():
-            reason = compiled.get_error().strip()
+            reason = compiled.get_error().partition("<backtrace>")[0].strip()
             raise RequestError("INVALID_ARGUMENT", f"the grammar cannot be compiled: {reason[:2000]}")
         return compiled
 
 
-class GrammarMatcher:
-    """Where one completion stands in its grammar. Used by one thread at a time."""
+def _parts(grammar: str) -> list[str]:
+    """The grammar, after those it is a list of: a fault of one of these shows before there is any reasoning."""
+    if not grammar.startswith("{"):
+        return [_FREE + grammar]
+    listed = json.loads(grammar)["grammars"]
+    alone = [one["lark_grammar"] + "\n" + _FREE for one in listed[1:]]
+    listed[0]["lark_grammar"] = _FREE + listed[0]["lark_grammar"]
+    return [*alone, json.dumps({"grammars": listed})]
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, known: int) -> None:
-        self._matcher = matcher
+
+def _with_deep_stack(call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises, from a thread of its own."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    with _stack_size:
+        before = threading.stack_size(_STACK)
+        try:
+            thread = threading.Thread(target=run, name="grammar", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+class GrammarMatcher:
+    """Where one completion stands in its grammar; ``ends``: the tokens that end it. Used by one thread at a
+    time."""
+
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocab_size: int, known: int, ends: frozenset[int]
+    ) -> None:
+        self._matcher, self.ends = matcher, ends
         self._words = np.zeros((known + 31) // 32, np.int32)
         self._vocab_size = vocab_size
 
@@ -118,6 +189,6 @@ class GrammarMatcher:
                     "INVALID_ARGUMENT",
                     "the grammar has a dead end: the text is not complete here and nothing may follow it",
                 )
-            exhausted = self._matcher.stop_reason().endswith("TooComplex")
+            exhausted = any(one in reason.lower() for one in _EXHAUSTED)
             code: Code = "RESOURCE_EXHAUSTED" if exhausted else "INTERNAL"
-            raise RequestError(code, f"the grammar cannot be followed: {reason[:500]}")
+            raise RequestError(code, f"the grammar is too complex to be followed: {reason[:500]}")

@@ -26,10 +26,13 @@ class Member:
     continued: str = ""
 
 
-def in_bit_order(members: list[Member], what: str) -> list[Member]:
+def check_count(count: int, what: str) -> None:
+    if count > MOST:
+        refuse(f"{what} has {count} members; orders of more than {MOST} cannot be enforced")
+
+
+def in_bit_order(members: list[Member]) -> list[Member]:
     """The required ones first, so that one comparison says whether all have come."""
-    if len(members) > MOST:
-        refuse(f"{what} has {len(members)} members; orders of more than {MOST} cannot be enforced")
     return sorted(members, key=lambda member: not member.required)
 
 
@@ -46,7 +49,7 @@ def members_rule(
     low, high = limits.get("minProperties", 0), limits.get("maxProperties")
     if not members:
         return _map(extra, low, high, comma)
-    members = in_bit_order(members, "an object")
+    members = in_bit_order(members)
     if extra and (high is not None or low > sum(member.required for member in members)):
         refuse("minProperties and maxProperties beside properties need additionalProperties: false")
     if max(low, sum(member.required for member in members)) > min(
@@ -73,7 +76,9 @@ def _map(extra: list[str], low: int, high: int | None, comma: str) -> str:
     if not extra or high == 0:
         return '"{" "}"'
     pair = f"({' | '.join(extra)})"
-    pairs = f"{pair} ({comma} {pair}){repeat(max(low - 1, 0), None if high is None else high - 1)}"
+    pairs = pair
+    if high != 1:  # Lark knows no {0,0}
+        pairs += f" ({comma} {pair}){repeat(max(low - 1, 0), None if high is None else high - 1)}"
     return f'"{{" {pairs} "}}"' if low else f'"{{" ({pairs})? "}}"'
 
 

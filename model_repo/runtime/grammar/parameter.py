@@ -54,9 +54,10 @@ def value(book: RuleBook, node: Any, root: Any, reading: ParameterSchema) -> str
             found += _raw(book, variant, reading, begun)
     with suppress(UnsatisfiableError):
         found.append(f"{book.rule(rules.alternatives(others))} {text.literal(CLOSE)}")
+    found = list(dict.fromkeys(filter(None, found)))
     if not found:
         raise UnsatisfiableError
-    return book.rule(" | ".join(dict.fromkeys(found)))
+    return book.rule(" | ".join(found))
 
 
 def _scalars(book: RuleBook, rules: JsonRules, others: list[Variant]) -> tuple[list[str], list[Variant]]:
@@ -64,7 +65,7 @@ def _scalars(book: RuleBook, rules: JsonRules, others: list[Variant]) -> tuple[l
     lexemes, left = [], []
     for variant in others:
         if "enum" in variant:
-            lexemes += [text.literal(one + CLOSE) for one in rules.spellings(variant)]
+            lexemes.append(book.either(rules.spellings(variant), CLOSE))
             continue
         if "null" in variant["type"]:
             lexemes.append(text.literal("null" + CLOSE))
@@ -84,7 +85,7 @@ def _raw(book: RuleBook, variant: Variant, reading: ParameterSchema, begun: str)
     """Lexemes of the raw text of the strings that satisfy ``variant``; none begins with one of ``begun``."""
     if "enum" in variant:
         strings = [one for one in fitting(variant) if isinstance(one, str) and END_PARAMETER not in one]
-        return [text.literal(one + CLOSE) for one in strings if reading.read(one) == quote(one)]
+        return [book.either((one for one in strings if reading.read(one) == quote(one)), CLOSE)]
     low, high = variant.get("minLength", 0), variant.get("maxLength")
     if high is not None and low > high:
         return []

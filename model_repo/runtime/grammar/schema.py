@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -20,6 +20,8 @@ Variant = dict[
 ]  # "type" is always there: a frozenset of names; "enum" covers const; "pattern" a list
 
 _MOST_VARIANTS = 64
+_MOST_PARTS = 2000
+_MOST_MULTIPLE = 10_000  # llguidance's automaton has as many states, and takes 50 µs for each
 _ALIASES = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _ALIASES |= {"list": "array", "dict": "object"}
 _NOT_ENFORCED = (
@@ -40,11 +42,16 @@ def refuse(message: str) -> NoReturn:
     raise RequestError("INVALID_ARGUMENT", message)
 
 
-def variants(node: Any, root: Any, _seen: tuple[str, ...] = ()) -> list[Variant]:
+def variants(
+    node: Any, root: Any, _seen: tuple[str, ...] = (), _left: Iterator[int] | None = None
+) -> list[Variant]:
     """The variants of ``node``, whose references point into ``root``; an empty list admits nothing.
 
     Raises RequestError INVALID_ARGUMENT for an invalid schema and for one that cannot be enforced.
     """
+    _left = iter(range(_MOST_PARTS)) if _left is None else _left
+    if next(_left, None) is None:
+        refuse(f"schema that unfolds into more than {_MOST_PARTS} parts for one value cannot be enforced")
     if isinstance(node, bool):
         return [{"type": ANY}] if node else []
     if not isinstance(node, Mapping):
@@ -54,15 +61,17 @@ def variants(node: Any, root: Any, _seen: tuple[str, ...] = ()) -> list[Variant]
         reference = node["$ref"]
         if reference in _seen:
             refuse(f"invalid schema: $ref {_shown(reference)} refers to itself")
-        found = _product(found, variants(_target(reference, root), root, (*_seen, reference)))
+        found = _product(found, variants(_target(reference, root), root, (*_seen, reference), _left))
     for keyword in ("allOf", "anyOf", "oneOf"):
         if keyword in node and not members(node, keyword):
             refuse(f"invalid schema: {keyword} must be a list that is not empty")
     for member in members(node, "allOf"):
-        found = _product(found, variants(member, root, _seen))
+        found = _product(found, variants(member, root, _seen, _left))
     for keyword in ("anyOf", "oneOf"):
         if members(node, keyword):
-            choices = [one for member in members(node, keyword) for one in variants(member, root, _seen)]
+            choices = [
+                one for member in members(node, keyword) for one in variants(member, root, _seen, _left)
+            ]
             found = _product(found, choices)
     if node.get("nullable") is True:
         found.append({"type": frozenset({"null"})})
@@ -105,12 +114,14 @@ def _own(node: Mapping[str, Any]) -> Variant:
         ):
             refuse(f"invalid schema: {keyword} is {_shown(node[keyword])}")
         own[keyword] = int(value) if keyword in _COUNTS else value
+    if "multipleOf" in node:
+        _check_multiple(node["multipleOf"])
     if "enum" in node or "const" in node:
         choices = node.get("enum", [node.get("const")])
         if not isinstance(choices, list):
             refuse("invalid schema: enum must be a list")
         if "const" in node:
-            choices = [one for one in choices if same(one, node["const"])]
+            choices = [one for one in choices if _identity(one) == _identity(node["const"])]
         own["enum"] = choices
     if "pattern" in node:
         if not isinstance(node["pattern"], str) or re.search(r"(?<!\\)(?:\\\\)*\\\Z", node["pattern"]):
@@ -132,6 +143,16 @@ def _own(node: Mapping[str, Any]) -> Variant:
         if keyword in node:
             own[keyword] = node[keyword]
     return own
+
+
+def _check_multiple(number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > 0:
+        refuse(f"invalid schema: multipleOf is {_shown(number)}")
+    digits = str(number).replace(".", "").partition("e")[0].rstrip("0")
+    if int(digits or 0) > _MOST_MULTIPLE or (number == int(number) and number > _MOST_MULTIPLE):
+        refuse(
+            f"multipleOf {_shown(number)} cannot be enforced: its digits make more than {_MOST_MULTIPLE:,}"
+        )
 
 
 def _types(node: Mapping[str, Any]) -> frozenset[str]:
@@ -168,8 +189,8 @@ def _merged(one: Variant, other: Variant) -> Variant:
         **dict.fromkeys(_MOST, min),
     }
     choose["pattern"] = choose["required"] = lambda a, b: [*a, *(x for x in b if x not in a)]
-    choose["items"] = lambda a, b: {"allOf": [a, b]}
-    choose["enum"] = lambda a, b: [x for x in a if any(same(x, y) for y in b)]
+    choose["items"] = _both
+    choose["enum"] = _common
     for keyword in one.keys() & other.keys() - {"type", "properties", "additionalProperties"}:
         if keyword in choose:
             both[keyword] = choose[keyword](one[keyword], other[keyword])
@@ -194,9 +215,21 @@ def _property(side: Variant, name: str) -> Any:
 
 
 def _both(one: Any, other: Any) -> Any:
+    """The schema for what satisfies both; each condition once, so that merging what is recursive comes to an end."""
     if one is False or other is False:
         return False
-    return other if one is True else one if other is True else {"allOf": [one, other]}
+    parts = {json.dumps(part, sort_keys=True): part for side in (one, other) for part in _conditions(side)}
+    if len(parts) < 2:
+        return next(iter(parts.values()), True)
+    return {"allOf": [parts[key] for key in sorted(parts)]}
+
+
+def _conditions(node: Any) -> list[Any]:
+    if node is True:
+        return []
+    if isinstance(node, Mapping) and node.keys() == {"allOf"} and members(node, "allOf"):
+        return [part for member in members(node, "allOf") for part in _conditions(member)]
+    return [node]
 
 
 def type_of(value: Any) -> str:
@@ -211,11 +244,23 @@ def type_of(value: Any) -> str:
     return names.get(type(value), "object")
 
 
-def same(one: Any, other: Any) -> bool:
-    """JSON equality."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True) or (
-        {type_of(one), type_of(other)} <= {"integer", "number"} and bool(one == other)
-    )
+def _common(some: list[Any], others: list[Any]) -> list[Any]:
+    """The values of ``some`` that are among ``others``."""
+    known = set(map(_identity, others))
+    return [value for value in some if _identity(value) in known]
+
+
+def _identity(value: Any) -> str:
+    """The same text for values that JSON takes for equal, ``1`` and ``1.0`` among them."""
+    return json.dumps(_plain_numbers(value), sort_keys=True)
+
+
+def _plain_numbers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _plain_numbers(one) for key, one in value.items()}
+    return [_plain_numbers(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _shown(value: Any) -> str:

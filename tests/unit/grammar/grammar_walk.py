@@ -1,15 +1,15 @@
-"""Two tokenizers, walks through grammars, and a JSON schema validator for what they produce."""
+"""Two tokenizers, walks through grammars, and a validator for what they produce."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonschema import Draft202012Validator
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mm2c_runtime.grammar import tool_grammar
@@ -19,7 +19,7 @@ TINY = Path(__file__).parents[2] / "fixtures" / "tiny-m2"
 EOS = "[e~["
 KINDS = ("added tokens", "bytes")
 # What brings a value to its end, the first that is allowed.
-_ENDING = ('">', '"', "}", "]", "0", "null")
+_ENDING = ('">', '"', ":", "}", "]", "0", "null")
 
 
 @cache
@@ -94,10 +94,11 @@ def walk(
     *,
     free: int = 60,
     most: int = 1500,
+    calls: bool = False,
 ) -> str:
     """A completion drawn uniformly among the allowed tokens.
 
-    After ``free`` of them it makes for the end, by way of the ``required`` parameters.
+    After ``free`` of them it makes for the end, by way of the ``required`` parameters and, with ``calls``, of a call.
     """
     made = tokenizer(kind)
     eos = made.token_to_id(EOS)
@@ -105,10 +106,12 @@ def walk(
     while len(tokens) < most:
         allowed = allowed_tokens(matcher)
         assert allowed, f"no token may follow {made.decode(tokens, skip_special_tokens=False)!r}"
-        if eos in allowed:
+        wanted = calls and "</minimax:tool_call>" not in made.decode(tokens, skip_special_tokens=False)
+        if eos in allowed and (not wanted or len(allowed) == 1):
             assert matcher.is_accepting
             if len(tokens) >= free or random_.random() < 0.5 or len(allowed) == 1:
                 return made.decode(tokens, skip_special_tokens=False)
+        if eos in allowed:
             allowed.remove(eos)
         chosen = [random_.choice(allowed)]
         if len(tokens) >= free:
@@ -130,7 +133,7 @@ def _towards_end(text: str, required: tuple[str, ...], matcher: GrammarMatcher, 
             endings = [closing, *endings]
     endings = ["</parameter>\n", *endings]
     if "<minimax:tool_call>" not in text:
-        endings = ["</think>", "<minimax:tool_call>"]
+        endings = ["</think>", "<minimax:tool_call>", *endings]
     for ending in endings:
         begun = next(n for n in range(len(ending) - 1, -1, -1) if text.endswith(ending[:n]))
         tokens = made.encode(ending[begun:], add_special_tokens=False).ids
@@ -139,69 +142,20 @@ def _towards_end(text: str, required: tuple[str, ...], matcher: GrammarMatcher, 
     return []
 
 
-def valid(value: Any, schema: Any, root: Any) -> bool:
-    """JSON schema, of the keywords that the tests use."""
-    if isinstance(schema, bool):
-        return schema
-    if schema.get("nullable") and value is None:
-        return True
-    if "$ref" in schema and not valid(value, _pointed(schema["$ref"], root), root):
-        return False
-    if not all(valid(value, one, root) for one in schema.get("allOf", ())):
-        return False
-    for keyword in ("anyOf", "oneOf"):
-        if keyword in schema and not any(valid(value, one, root) for one in schema[keyword]):
-            return False
-    if "enum" in schema and not any(_same(value, one) for one in schema["enum"]):
-        return False
-    if "const" in schema and not _same(value, schema["const"]):
-        return False
-    names = schema.get("type", [])
-    names = names if isinstance(names, list) else [names]
-    if names and not any(_is(value, name) for name in names):
-        return False
-    if isinstance(value, str):
-        return _counted(value, schema, "Length") and re.search(schema.get("pattern", ""), value) is not None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
-    if isinstance(value, list):
-        first = schema.get("prefixItems", [])
-        pairs = [
-            (one, first[i] if i < len(first) else schema.get("items", True)) for i, one in enumerate(value)
-        ]
-        return _counted(value, schema, "Items") and all(valid(one, node, root) for one, node in pairs)
-    return not isinstance(value, dict) or _object(value, schema, root)
+def valid(value: Any, schema: Any) -> bool:
+    """Whether ``value`` satisfies ``schema``, by jsonschema, which shares nothing with what is tested."""
+    return bool(_validator(json.dumps(schema)).is_valid(value))
 
 
-def _object(value: dict[str, Any], schema: Any, root: Any) -> bool:
-    properties, additional = schema.get("properties", {}), schema.get("additionalProperties", True)
-    return (
-        set(schema.get("required", ())) <= value.keys()
-        and _counted(value, schema, "Properties")
-        and all(valid(one, properties.get(key, additional), root) for key, one in value.items())
-    )
+@cache
+def _validator(schema: str) -> Draft202012Validator:
+    made = json.loads(schema, object_hook=_without_nullable)
+    Draft202012Validator.check_schema(made)
+    return Draft202012Validator(made)
 
 
-def _counted(value: Any, schema: Any, what: str) -> bool:
-    return bool(schema.get(f"min{what}", 0) <= len(value) <= schema.get(f"max{what}", len(value)))
-
-
-def _is(value: Any, name: str) -> bool:
-    if isinstance(value, bool):
-        return name == "boolean"
-    if name == "integer":
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    kinds = {"number": (int, float), "string": str, "null": type(None), "array": list, "object": dict}
-    return name in kinds and isinstance(value, kinds[name])  # type: ignore[arg-type]
-
-
-def _same(one: Any, other: Any) -> bool:
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True) or (
-        {type(one), type(other)} == {int, float} and bool(one == other)
-    )
-
-
-def _pointed(reference: str, root: Any) -> Any:
-    for step in reference.split("/")[1:]:
-        root = root[step]
-    return root
+def _without_nullable(node: dict[str, Any]) -> dict[str, Any]:
+    """The same in JSON schema's own words: ``nullable`` is OpenAPI's."""
+    if node.pop("nullable", False) is not True:
+        return node
+    return {"anyOf": [node, {"type": "null"}]}
