@@ -37,7 +37,7 @@ def constraint_of(options: Options, tools: Tools | None) -> Constraint | None:
     """None where the answer is free. Raises RequestError INVALID_ARGUMENT.
 
     Calls are constrained where one is required, named or forbidden, where there may be only one, where a tool
-    is ``strict``, and where the text has a guide. The schemas of the tools are enforced where a call is demanded
+    is ``strict``, and where the text has a guide. A tool that is named is called once. The schemas of the tools are enforced where a call is demanded
     or one of them is strict; otherwise calls are as free as without a grammar.
     """
     guide, choice = guide_of(options), options.tool_choice or "auto"
@@ -49,7 +49,8 @@ def constraint_of(options: Options, tools: Tools | None) -> Constraint | None:
     if choice == "auto" and guide is None and not strict and options.parallel_tool_calls:
         return None
     enforced = strict or choice not in ("none", "auto")
-    return Constraint(tools if enforced else None, choice, guide, options.parallel_tool_calls)
+    several = options.parallel_tool_calls and (not enforced or choice in ("auto", "required"))
+    return Constraint(tools if enforced else None, choice, guide, several)
 
 
 def guide_of(options: Options) -> Guide | None:

@@ -42,15 +42,16 @@ class ChatChunks:
     """The choices of a stream's chunks; the first of each index tells the role."""
 
     def __init__(self) -> None:
-        self._begun: set[int] = set()
+        self._begun = 0  # choices 0 to this one have told their role
 
     def __call__(self, index: int, part: Part) -> Iterator[dict[str, Any]]:
         """Reasoning, content and calls in chunks of their own: many clients look for one of them only."""
+        # The official client's accumulator appends what it sees first: a choice may not begin before a lower one.
+        for beginning in range(self._begun, index + 1):
+            yield _chunk(beginning, {"role": "assistant", "content": ""})
+        self._begun = max(self._begun, index + 1)
         logprobs = chat_logprobs(part.logprobs) if part.logprobs else None
         deltas: list[dict[str, Any]] = []
-        if index not in self._begun:
-            self._begun.add(index)
-            deltas.append({"role": "assistant", "content": ""})
         if part.reasoning:
             deltas.append({"reasoning_content": part.reasoning})
         if part.text:
@@ -60,7 +61,15 @@ class ChatChunks:
         if not deltas and logprobs:
             deltas.append({})
         for number, delta in enumerate(deltas, 1):
-            last = logprobs if number == len(deltas) else None
-            yield {"index": index, "delta": delta, "logprobs": last, "finish_reason": None}
+            yield _chunk(index, delta, logprobs if number == len(deltas) else None)
         if part.finish_reason is not None:
-            yield {"index": index, "delta": {}, "logprobs": None, "finish_reason": part.finish_reason}
+            yield _chunk(index, {}, finish_reason=part.finish_reason)
+
+
+def _chunk(
+    index: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}

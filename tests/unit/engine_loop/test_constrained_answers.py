@@ -117,6 +117,8 @@ def test_one_call_only(engines: list[Asked]) -> None:
     two = f"<minimax:tool_call>\n{invoke}{invoke}</minimax:tool_call>"
     assert len(ask(engines, THOUGHT + two, tools=[ADD]).tool_calls) == 2
     assert len(ask(engines, THOUGHT + two, tools=[ADD], parallel_tool_calls=False).tool_calls) == 1
+    assert len(ask(engines, THOUGHT + two, tools=[ADD], tool_choice="required").tool_calls) == 2
+    assert len(ask(engines, THOUGHT + two, tools=[ADD], tool_choice="add").tool_calls) == 1
 
 
 def test_without_parallel_calls_the_schemas_are_as_free_as_before(engines: list[Asked]) -> None:
