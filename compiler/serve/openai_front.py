@@ -91,19 +91,24 @@ class OpenAIFront:
         """Until /health answers 200. Raises UserError with the end of the log when it does not."""
         end = time.monotonic() + timeout
         while not self.healthy():
-            status = self.exit_status()
-            late = time.monotonic() > end
-            if status is not None or late:
-                how = (
-                    f"was not ready after {timeout:.0f} s" if status is None else f"ended ({ending(status)})"
-                )
-                raise UserError(
-                    f"the OpenAI front {how}\n{log_tail()}",
-                    where=str(self._settings.log),
-                    remedy="its errors are above, the whole log is in that file",
-                    exit_code=1,
-                )
+            self.check_runs(log_tail)
+            if time.monotonic() > end:
+                raise self._failure(f"was not ready after {timeout:.0f} s", log_tail)
             time.sleep(0.05)
+
+    def check_runs(self, log_tail: Callable[[], str]) -> None:
+        """Raises UserError, as ``wait_ready``, where it has ended."""
+        status = self.exit_status()
+        if status is not None:
+            raise self._failure(f"ended ({ending(status)})", log_tail)
+
+    def _failure(self, how: str, log_tail: Callable[[], str]) -> UserError:
+        return UserError(
+            f"the OpenAI front {how}\n{log_tail()}",
+            where=str(self._settings.log),
+            remedy="its errors are above, the whole log is in that file",
+            exit_code=1,
+        )
 
     def healthy(self) -> bool:
         host = reachable(self._settings.host)

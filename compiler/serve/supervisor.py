@@ -44,11 +44,17 @@ class Supervisor:
 
     def start(self, tick: Callable[[], None] = lambda: None) -> None:
         """Returns when the server and the front are ready. Raises UserError when they do not become so."""
-        if self._front is not None:
-            self._front.start()  # beside the server's start, which takes longer
-        self._start_server(tick)
-        if self._front is not None:
-            self._front.wait_ready(self._server.log_tail)
+        front = self._front
+        if front is None:
+            return self._start_server(tick)
+
+        def tick_both() -> None:
+            tick()
+            front.check_runs(self._server.log_tail)
+
+        front.start()  # beside the server's start, which takes longer
+        self._start_server(tick_both)
+        return front.wait_ready(self._server.log_tail)
 
     def _start_server(self, tick: Callable[[], None] = lambda: None) -> None:
         self._server.start()
@@ -63,8 +69,7 @@ class Supervisor:
 
     def look(self) -> None:
         """Look once, and mend what is broken."""
-        if self._front is not None:
-            self._look_at(self._front)
+        self._look_at_front()
         status = self._server.exit_status()
         if status is not None:
             return self._replace(f"tritonserver ended by itself ({ending(status)})")
@@ -91,9 +96,9 @@ class Supervisor:
             self._front.kill()
         self._server.kill()
 
-    def _look_at(self, front: OpenAIFront) -> None:
-        status = front.exit_status()
-        if status is not None:
+    def _look_at_front(self) -> None:
+        front = self._front
+        if front is not None and (status := front.exit_status()) is not None:
             why = f"the OpenAI front ended by itself ({ending(status)})"
             self._count("front", why)
             self._note(f"{why}; starting it again (log: {self._server.log})")
@@ -104,7 +109,7 @@ class Supervisor:
         self._count("server", why)
         self._note(f"{why}; replacing the server (log: {self._server.log})")
         self._server.kill()
-        self._start_server()
+        self._start_server(self._look_at_front)
         self._note(f"ready again after {time.monotonic() - began:.1f} s")
 
     def _count(self, what: str, why: str) -> None:

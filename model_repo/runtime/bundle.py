@@ -110,8 +110,9 @@ class Bundle:
         """Answers a conversation (OpenAI messages and tools) or continues a raw ``prompt``.
 
         ``sampling``: any request option (max_tokens, temperature, top_p, top_k, seed, stop, tool_choice,
-        response_format, …); what is not given comes from the bundle's generation config. With ``stream`` an iterator of the deltas as they
-        come; closing it or letting go of it before its end cancels the request. Raises RequestError.
+        response_format, …); what is not given comes from the bundle's generation config. With ``stream`` an
+        iterator of the deltas as they come; closing it or letting go of it before its end cancels the request.
+        Raises RequestError.
         """
         request = parse_request(
             {

@@ -37,20 +37,34 @@ def constraint_of(options: Options, tools: Tools | None) -> Constraint | None:
     """None where the answer is free. Raises RequestError INVALID_ARGUMENT.
 
     Calls are constrained where one is required, named or forbidden, where there may be only one, where a tool
-    is ``strict``, and where the text has a guide. A tool that is named is called once. The schemas of the tools are enforced where a call is demanded
-    or one of them is strict; otherwise calls are as free as without a grammar.
+    is ``strict``, and where the text has a guide. A tool that is named is called once. The schemas of the tools
+    are enforced where a call is demanded, else those of strict tools; otherwise calls are as free as without a
+    grammar.
     """
     guide, choice = guide_of(options), options.tool_choice or "auto"
     if tools is None:
         if choice not in ("none", "auto"):
             raise invalid("tool_choice: demands a call and there are no tools; send tools")
         return None if guide is None else Constraint(None, "none", guide, options.parallel_tool_calls)
-    strict = any(tool["function"].get("strict") is True for tool in tools)
+    strict = any(_is_strict(tool) for tool in tools)
     if choice == "auto" and guide is None and not strict and options.parallel_tool_calls:
         return None
-    enforced = strict or choice not in ("none", "auto")
-    several = options.parallel_tool_calls and (not enforced or choice in ("auto", "required"))
-    return Constraint(tools if enforced else None, choice, guide, several)
+    named = choice not in ("none", "auto", "required")
+    parallel = options.parallel_tool_calls and not named
+    if named or choice == "required":
+        return Constraint(tools, choice, guide, parallel)
+    bound = tuple(tool if _is_strict(tool) else _named_only(tool) for tool in tools)
+    return Constraint(bound if strict else None, choice, guide, parallel)
+
+
+def _is_strict(tool: dict[str, Any]) -> bool:
+    return tool["function"].get("strict") is True
+
+
+def _named_only(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool with the same name and any parameters."""
+    anything = {"type": "object", "additionalProperties": True}
+    return {"type": "function", "function": {"name": tool["function"]["name"], "parameters": anything}}
 
 
 def guide_of(options: Options) -> Guide | None:

@@ -110,6 +110,8 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...] | None:
         return None
     cleaned = clean_tools(_json("tools", value))
     for index, tool in enumerate(cleaned or ()):
+        if not isinstance(tool["function"].get("strict", False), (bool, type(None))):
+            raise invalid(f"tools[{index}].function.strict: must be true or false")
         parameters = tool["function"].get("parameters")
         if parameters is not None:
             check_schema(f"tools[{index}].function.parameters", parameters)

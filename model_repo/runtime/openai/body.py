@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -29,7 +30,7 @@ async def read_object(request: Request) -> dict[str, Any]:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body.decode("utf-8-sig"), parse_constant=_not_json)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_not_json, parse_float=_finite)
     except UnicodeDecodeError:
         raise invalid("the body is not valid UTF-8", None) from None
     except ValueError as error:
@@ -38,6 +39,13 @@ def _object(body: bytes) -> dict[str, Any]:
         raise invalid("the body is nested too deeply", None) from None
     if not isinstance(value, dict):
         raise invalid("the body must be a JSON object", None)
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:40]} is too large")
     return value
 
 

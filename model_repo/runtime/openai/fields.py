@@ -43,8 +43,8 @@ WITHOUT_EFFECT = frozenset(
 
 _SCHEMA = 'send structured_outputs, or response_format {"type": "json_schema", …}'
 REFUSED = {
-    "function_call": "is deprecated: send tool_choice",
-    "functions": "is deprecated: send tools",
+    "function_call": "send tool_choice, which has replaced it",
+    "functions": "send tools, which have replaced them",
     "audio": "the model writes text only",
     "prediction": "there are no predicted outputs; leave it out, the answer is the same",
     "web_search_options": "there is no web search; send a tool of your own",

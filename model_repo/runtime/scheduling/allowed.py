@@ -32,7 +32,17 @@ class AllowedTokens:
 
     def bitmask(self, generated: Sequence[int]) -> NDArray[np.int32] | None:
         """int32[ceil(vocab/32)], bit set = allowed; None where everything is. Not to be written to."""
-        early = len(generated) < self._min_tokens
+        return self._mask(generated, len(generated) < self._min_tokens)
+
+    def bad_words(self, generated: Sequence[int]) -> NDArray[np.int32] | None:
+        """As ``bitmask``, had there been no ``min_tokens``."""
+        return self._mask(generated, early=False)
+
+    def take(self, token: int) -> bool:
+        """No token completes the answer: that is for the stop tokens."""
+        return False
+
+    def _mask(self, generated: Sequence[int], early: bool) -> NDArray[np.int32] | None:
         if early not in self._masks:
             self._masks[early] = self._without(None, self._early if early else self._always)
         forbidden: set[int] = set()
@@ -40,16 +50,6 @@ class AllowedTokens:
             forbidden |= self._last.get(tuple(generated[-length:]), set())
         allowed = self._without(self._masks[early], forbidden)
         return None if allowed is None else allowed.view(np.int32)
-
-    @property
-    def whenever(self) -> NDArray[np.int32] | None:
-        """The mask of bad words of one token alone, which holds at every place; None where there are none."""
-        allowed = self._without(None, self._always)
-        return None if allowed is None else allowed.view(np.int32)
-
-    def take(self, token: int) -> bool:
-        """No token completes the answer: that is for the stop tokens."""
-        return False
 
     def _without(self, allowed: NDArray[np.uint32] | None, tokens: set[int]) -> NDArray[np.uint32] | None:
         if not tokens:

@@ -33,8 +33,8 @@ class ConstrainedTokens:
 
     ``start`` runs a function on another thread and returns its future: a mask is asked for as a step is
     planned and needed when its logits are there. ``stop_tokens`` end the answer wherever the grammar lets it
-    end, in place of the grammar's own end tokens where these are not among them. All that forbids an end yields
-    where only the end is left.
+    end, in place of the grammar's own end tokens where these are not among them. What forbids an end, ``min_tokens``
+    of ``allowed`` too, yields where only the end is left; its bad words do not.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ConstrainedTokens:
             grammar = _without(grammar, self._not_ends)
         if self._allowed is None:
             return grammar
-        for others in (self._allowed.bitmask(generated), self._allowed.whenever):
+        for others in (self._allowed.bitmask(generated), self._allowed.bad_words(generated)):
             mask = grammar if others is None else grammar & others
             if mask.any():
                 return mask

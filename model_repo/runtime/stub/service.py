@@ -6,6 +6,7 @@ import itertools
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,13 @@ class Service:
             self._fail(live, "CANCELLED", "the client cancelled the request")
 
     def _deliver(self, mailbox: Mailbox, pending: Pending) -> None:
+        end = pending.end
+        if mailbox.answer.stream and end is not None and end["type"] == "error":
+            said = replace(pending, end=None)  # an error has no tensors beside it
+            if not said.empty:
+                mailbox.reply.send(response(self._pb, mailbox.answer, said))
         made = response(self._pb, mailbox.answer, pending)
-        if pending.end is None:
+        if end is None:
             mailbox.reply.send(made)
         else:
             mailbox.reply.send_last(made, self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

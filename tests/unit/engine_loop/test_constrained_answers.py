@@ -1,72 +1,17 @@
-"""Answers bound by a grammar: calls demanded, named or forbidden, guides for the text, ends and cuts."""
+"""Calls demanded, named, forbidden, strict; reasoning skipped; cuts; refusals before a token is made."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
-from toy_engine import ToyExecutor, ToyTemplate, toy_engine, toy_tokenizer
+from asked_engine import ADD, CALL, MESSAGES, PAINT, PARAMETER, THOUGHT, Asked, ask, calls_of, ids, tool
+from toy_engine import ToyTemplate
 
-from mm2c_runtime.completion import Completion, Stream
+from mm2c_runtime.completion import Stream
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.requests import parse_request
-
-MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-def tool(name: str, properties: dict[str, Any], **more: Any) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": properties, "required": list(properties)}
-    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
-
-
-ADD = tool("add", {"n": {"type": "integer", "minimum": 0, "maximum": 99}})
-PAINT = tool("paint", {"colour": {"enum": ["red", "blue"]}, "note": {"type": "string", "maxLength": 5}})
-CALL = '<minimax:tool_call>\n<invoke name="{}">\n{}</invoke>\n</minimax:tool_call>'
-PARAMETER = '<parameter name="{}">{}</parameter>\n'
-THOUGHT = "so I think\n</think>\n\n"
-
-
-def ids(text: str) -> list[int]:
-    return list(toy_tokenizer().encode(text, add_special_tokens=False).ids)
-
-
-class Asked:
-    """A toy engine whose model wants to say ``said``, and what it answered."""
-
-    def __init__(self, said: str, prompt: str | None = None, **executor: Any) -> None:
-        self.prompt = ToyTemplate().render(MESSAGES) if prompt is None else prompt
-        scripts = {tuple(ids(self.prompt)): ids(said)}
-        self.executor = ToyExecutor(context=600, scripts=scripts, **executor)
-        self.engine = toy_engine(self.executor)
-
-    def __call__(self, *, stream: bool = False, **fields: Any) -> Completion:
-        fields = {"messages": MESSAGES, "stream": stream, "max_tokens": 300, **fields}
-        answer = Stream(lambda: None)
-        self.engine.submit("a", parse_request(fields), answer.put)
-        return answer.completion()
-
-
-@pytest.fixture
-def engines() -> Iterator[list[Asked]]:
-    made: list[Asked] = []
-    yield made
-    for asked in made:
-        asked.engine.close()
-
-
-def ask(engines: list[Asked], said: str, **fields: Any) -> Completion:
-    engines.append(Asked(said))
-    return engines[-1](**fields)
-
-
-def calls_of(completion: Completion) -> list[tuple[str, Any]]:
-    return [
-        (call["function"]["name"], json.loads(call["function"]["arguments"]))
-        for call in completion.tool_calls
-    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -157,88 +102,15 @@ def test_a_strict_tool_is_enforced_where_the_model_may_choose(engines: list[Aske
     assert 0 <= arguments["n"] <= 99
 
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"type": "integer", "maximum": 9}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
-        {"guided_decoding_guide_type": "json_schema", "guided_decoding_guide": json.dumps(SCHEMA)},
-        {"structured_outputs": {"json": SCHEMA}},
-    ],
-)
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_of_a_schema(engines: list[Asked], fields: dict[str, Any], stream: bool) -> None:
-    found = ask(engines, THOUGHT + "It rains in Bergen.", stream=stream, **fields)
-    assert found.reasoning == "so I think"
-    value = json.loads(found.text)
-    assert set(value) == {"city", "days"}
-    assert value["days"] <= 9
-    assert found.finish_reason == "stop"
-
-
-def test_any_object(engines: list[Asked]) -> None:
-    found = ask(engines, THOUGHT + '{"a": [1, 2]}', response_format={"type": "json_object"})
-    assert json.loads(found.text) == {"a": [1, 2]}
-    assert ask(engines, THOUGHT + "free", response_format={"type": "text"}).text == "free"
-
-
-def test_a_schema_beside_tools_lets_the_model_call(engines: list[Asked]) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
-    wanted = CALL.format("add", PARAMETER.format("n", "42"))
-    assert calls_of(ask(engines, THOUGHT + wanted, tools=[ADD], response_format=form)) == [("add", {"n": 42})]
-    answered = ask(engines, THOUGHT + '{"city": "Oslo", "days": 2}', tools=[ADD], response_format=form)
-    assert json.loads(answered.text) == {"city": "Oslo", "days": 2}
-
-
-@pytest.mark.parametrize(
-    ("fields", "pattern"),
-    [
-        ({"guided_decoding_guide_type": "regex", "guided_decoding_guide": "[0-9]{3}-[a-f]+x"}, "[0-9]{3}-[a-f]+x"),
-        ({"structured_outputs": {"regex": "[0-9]{3}-[a-f]+x"}}, "[0-9]{3}-[a-f]+x"),
-        ({"structured_outputs": {"choice": ["yes", "no", "don't (know)"]}}, r"yes|no|don't \(know\)"),
-        (
-            {"guided_decoding_guide_type": "ebnf_grammar", "guided_decoding_guide": 'root ::= "a" [0-9] root | "!"'},
-            "(a[0-9])*!",
-        ),
-        (
-            {"guided_decoding_guide_type": "lark_grammar", "guided_decoding_guide": 'start: "p" Q\nQ: /q{2,4}/ "."'},
-            r"pq{2,4}\.",
-        ),
-    ],
-)  # fmt: skip
-def test_guides_bind_the_whole_text_of_a_raw_prompt_and_what_follows_reasoning(
-    engines: list[Asked], fields: dict[str, Any], pattern: str
-) -> None:
-    for temperature in (0.0, 1.0):
-        engines.append(Asked("nothing of the kind", prompt="p"))
-        raw = engines[-1](messages=None, text_input="p", temperature=temperature, seed=5, **fields)
-        if raw.finish_reason == "stop":
-            assert re.fullmatch(pattern, raw.text)
-        else:
-            assert raw.num_output_tokens == 300
-        talk = ask(engines, THOUGHT + "hmm", temperature=temperature, seed=6, max_tokens=500, **fields)
-        if talk.finish_reason == "stop":
-            assert re.fullmatch(pattern, talk.text)
-
-
-def test_markers_in_guided_text_are_text(engines: list[Asked]) -> None:
-    wanted = "a <minimax:tool_call> b </think> c"
-    spelled = re.sub(r"[<>]", lambda match: f"[{match[0]}]", wanted)
-    found = ask(
-        engines,
-        THOUGHT + wanted,
-        guided_decoding_guide_type="regex",
-        guided_decoding_guide=spelled.replace("/", r"\/"),
-    )
-    assert found.text == wanted
-    assert found.tool_calls == []
+def test_a_strict_tool_does_not_bind_those_beside_it(engines: list[Asked]) -> None:
+    strict = {**ADD, "function": {**ADD["function"], "strict": True}}
+    for schema in ({"not": {"const": 1}}, {"type": "integer", "maximum": 5}):
+        odd = tool("odd", {"n": schema})
+        wanted = CALL.format("odd", PARAMETER.format("n", "42") + PARAMETER.format("more", "x"))
+        found = ask(engines, THOUGHT + wanted, tools=[strict, odd])
+        assert calls_of(found) == [("odd", {"n": 42, "more": "x"})]
+        with pytest.raises(RequestError) if "not" in schema else nullcontext():
+            ask(engines, THOUGHT + wanted, tools=[strict, odd], tool_choice="required")
 
 
 def test_reasoning_can_be_skipped(engines: list[Asked]) -> None:
@@ -269,40 +141,6 @@ def test_a_call_cut_by_the_limit_is_no_call(engines: list[Asked], stream: bool) 
     assert (found.incomplete["name"], found.incomplete["parameter"]) == ("write", "text")
     if not stream:
         assert found.tool_calls == []
-
-
-def test_min_tokens_yields_to_the_end_of_the_grammar(engines: list[Asked]) -> None:
-    wanted = CALL.format("add", PARAMETER.format("n", "42"))
-    found = ask(engines, THOUGHT + wanted, tools=[ADD], tool_choice="add", min_tokens=250)
-    assert calls_of(found) == [("add", {"n": 42})]
-    regex = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "a{2,9}"}
-    long = ask(engines, THOUGHT + "aa", min_tokens=len(ids(THOUGHT)) + 6, **regex)
-    assert 6 <= len(long.text) <= 9
-
-
-def test_bad_words_that_the_grammar_demands_fail_the_request_with_the_reason(engines: list[Asked]) -> None:
-    with pytest.raises(RequestError, match="bad_words forbids every token") as failed:
-        ask(
-            engines,
-            THOUGHT + "aa",
-            guided_decoding_guide_type="regex",
-            guided_decoding_guide="a+",
-            bad_words=["a"],
-        )
-    assert failed.value.code == "INVALID_ARGUMENT"
-
-
-def test_stop_tokens_end_where_the_grammar_lets_them(engines: list[Asked]) -> None:
-    (stop,) = ids("!")
-    regex = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "[a-z]+"}
-    found = ask(engines, THOUGHT + "abc!def", stop_token_ids=[stop], **regex)
-    assert (found.text, found.finish_reason) == ("abc", "stop")
-    forever = ask(engines, THOUGHT + "abc", ignore_eos=True, max_tokens=60, **regex)
-    assert re.fullmatch("[a-z]+", forever.text)
-    assert forever.finish_reason == "length"
-    wanted = CALL.format("add", PARAMETER.format("n", "42"))
-    whole = ask(engines, THOUGHT + wanted, tools=[ADD], tool_choice="add", ignore_eos=True)
-    assert (calls_of(whole), whole.finish_reason) == ([("add", {"n": 42})], "tool_calls")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -76,19 +77,38 @@ def test_a_grammar_that_cannot_be_followed_ends_its_request_alone() -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("how", ["cancel", "timeout"])
+@pytest.mark.parametrize("how", ["cancel", "timeout", "a failing step"])
 def test_a_request_that_ends_while_its_mask_is_computed(how: str) -> None:
-    engine, listener = toy_engine(ToyExecutor(delay=0.005)), Listener()
+    computing, go_on = threading.Event(), threading.Event()
+
+    def mask() -> None:
+        computing.set()
+        assert go_on.wait(20)
+
+    def explode(batch: StepBatch) -> None:
+        if how == "a failing step" and not go_on.is_set():
+            assert computing.wait(20)
+            raise ValueError("the model broke")
+
+    engine, listener = toy_engine(ToyExecutor(explode=explode)), Listener()
+    grammars = engine.preparer._grammars.matcher
+    with_matcher(engine, mask)
     fields: dict[str, Any] = {"text_input": "p", "max_tokens": 100, "stream": True, **REGEX}
-    if how == "timeout":
-        fields["timeout"] = 0.05
-    engine.submit("a", parse_request(fields), listener)
-    listener.wait("a", ("delta",))
+    timeout = 0.2 if how == "timeout" else None
+    engine.submit("a", parse_request({**fields, "timeout": timeout}), listener)
     if how == "cancel":
+        assert computing.wait(20)
         engine.cancel("a")
+    elif how == "timeout":
+        time.sleep(0.2)
+    else:
+        assert "the model broke" in listener.wait("a")["message"]
+    go_on.set()
     end = listener.wait("a")
-    assert end.get("finish_reason") == "cancelled" or end.get("code") == "CANCELLED"
-    engine.submit("b", parse_request({"text_input": "p", "max_tokens": 3, **REGEX}), listener)
+    assert end.get("finish_reason") == "cancelled" if how == "cancel" else end["type"] == "error"
+    assert len(listener.tokens("a")) < 3
+    engine.preparer._grammars.matcher = grammars  # type: ignore[method-assign]
+    engine.submit("b", parse_request({**fields, "max_tokens": 3}), listener)
     assert listener.wait("b")["type"] == "finish"
     engine.close()
 

@@ -47,7 +47,7 @@ class RunningFront:
         return status, answer["error"]
 
     def until_idle(self) -> None:
-        end = time.monotonic() + 5
+        end = time.monotonic() + 20
         while self.engine.running:
             assert time.monotonic() < end, "the engine still works for a client that is gone"
             time.sleep(0.005)

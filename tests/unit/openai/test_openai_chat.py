@@ -8,10 +8,14 @@ from typing import Any
 
 import openai
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 from running_front import RunningFront
 from scripted_engine import ended
 
 from mm2c_runtime.errors import RequestError
+from mm2c_runtime.openai.answer import Head
+from mm2c_runtime.openai.chat import ChatChunks
 from mm2c_runtime.openai.triton import Part
 
 HELLO: Any = [{"role": "user", "content": "Hello!"}]
@@ -135,6 +139,22 @@ def test_n_streams_interleave(front: RunningFront) -> None:
     assert order != sorted(order)
     assert usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (5, 9)
+
+
+def test_a_choice_that_begins_before_a_lower_one_is_understood_by_the_official_accumulator() -> None:
+    """Which takes the choices of a stream to begin in their order."""
+    head = Head("chatcmpl-", "chat.completion.chunk", "m2", None)
+    state, chunks = ChatCompletionStreamState(), ChatChunks()
+    for index in (2, 0, 1, 2, 0):
+        for choice in chunks(index, Part(text=str(index))):
+            list(state.handle_chunk(ChatCompletionChunk(**head.of([choice]))))
+    for index in (1, 0, 2):
+        for choice in chunks(index, ended("stop")):
+            list(state.handle_chunk(ChatCompletionChunk(**head.of([choice]))))
+    final = state.get_final_completion()
+    assert [choice.index for choice in final.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in final.choices] == ["00", "1", "22"]
+    assert {choice.message.role for choice in final.choices} == {"assistant"}
 
 
 def test_one_of_n_that_fails_ends_the_others(front: RunningFront) -> None:

@@ -125,9 +125,20 @@ def test_fields_without_effect(front: RunningFront, given: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"3", b'{"messages": NaN}', b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"null"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b'{"messages": NaN}',
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"null",
+        b'{"messages": [], "temperature": 1e999}',
+    ],
 )
-def test_bodies_that_are_no_object(front: RunningFront, body: bytes) -> None:
+def test_bodies_that_are_no_object_of_json(front: RunningFront, body: bytes) -> None:
     status, error = front.error(CHAT, body)
     assert status == 400
     assert "body" in error["message"]

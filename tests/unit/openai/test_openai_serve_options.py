@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,51 @@ def test_the_order_of_start_and_stop(supervised: Supervised) -> None:
     calls.clear()
     supervisor.kill()
     assert calls == ["front kill", "server kill"]
+
+
+class SlowServerDouble(ServerDouble):
+    """Asks ``during`` how it is while it starts."""
+
+    def __init__(self, calls: list[str], during: Callable[[], None]) -> None:
+        super().__init__(calls)
+        self.during, self.status = during, None
+
+    def exit_status(self) -> int | None:  # type: ignore[override]
+        return self.status
+
+    def wait_ready(self, timeout: float, tick: Callable[[], None]) -> None:
+        self.during()
+        tick()
+        self._calls.append("server ready")
+
+
+def test_a_front_that_ends_while_a_large_model_loads_is_told_at_once(tmp_path: Path) -> None:
+    class Failing(OpenAIFront):
+        def command(self) -> list[str]:
+            return ["/bin/sh", "-c", "exit 3"]
+
+        def ended(self) -> None:
+            assert self._process is not None
+            self._process.wait(20)
+
+    calls: list[str] = []
+    front = Failing(_settings(tmp_path), tmp_path)
+    supervisor = Supervisor(SlowServerDouble(calls, front.ended), calls.append, 1.0, front)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"the OpenAI front ended \(status 3\)"):
+        supervisor.start()
+    assert calls == ["server start"]
+
+
+def test_a_front_that_dies_while_the_server_is_replaced_does_not_wait_for_it() -> None:
+    calls: list[str] = []
+    front = FrontDouble(calls)
+    server = SlowServerDouble(calls, lambda: None)
+    supervisor = Supervisor(server, lambda note: None, 1.0, front)  # type: ignore[arg-type]
+    supervisor.start()
+    calls.clear()
+    server.status, server.during = -11, lambda: setattr(front, "status", -9)
+    supervisor.look()
+    assert calls == ["server kill", "server start", "front start", "server ready"]
 
 
 def test_a_front_that_dies_is_started_again_and_given_up_in_the_end(supervised: Supervised) -> None:

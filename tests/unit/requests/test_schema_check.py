@@ -59,6 +59,7 @@ def test_what_clients_send_passes(schema: Any) -> None:
         ({"minimum": "1"}, r"p\.minimum: invalid schema: is a number, not a string"),
         ({"maxLength": -1}, r"p\.maxLength"),
         ({"minItems": 1.5}, r"p\.minItems"),
+        ({"multipleOf": 0}, r"p\.multipleOf: invalid schema: is a number greater than 0"),
         ({"pattern": ["a"]}, r"p\.pattern"),
         ({"$ref": 3}, r"p\.\$ref"),
         ({"$ref": "#/$defs/none"}, "points nowhere"),
@@ -78,6 +79,15 @@ def test_tools_are_checked_though_nothing_is_enforced() -> None:
     with pytest.raises(RequestError, match="is no JSON type"):
         parse_request({"messages": [{"role": "user", "content": "x"}], "tools": tools})
     assert tools_of([{"name": "f", "parameters": None}, {"name": "g"}]) is not None
+
+
+def test_strict_is_a_boolean() -> None:
+    """Taken for false, anything else would be served unbound."""
+    for strict in ("true", 1, {}):
+        with pytest.raises(RequestError, match=r"tools\[0\]\.function\.strict: must be true or false"):
+            tools_of([{"type": "function", "function": {"name": "f", "strict": strict}}])
+    for strict in (True, False, None):
+        assert tools_of([{"type": "function", "function": {"name": "f", "strict": strict}}]) is not None
 
 
 def test_a_large_schema_takes_no_recursion() -> None:

@@ -54,8 +54,8 @@ def test_deltas_arrive_one_by_one_and_the_last_is_final(service: Service) -> Non
     assert sender.sent[-1][0].values["num_output_tokens"].tolist() == [3]
 
 
-def test_what_piles_up_leaves_together(service: Service) -> None:
-    id, sender = _begin(service)
+def _hold(sender: fake_pb.Sender) -> tuple[threading.Event, threading.Event]:
+    """Its next response is stuck until the second event is set; the first says that it is."""
     blocked, release = threading.Event(), threading.Event()
     send = sender.send
 
@@ -65,6 +65,12 @@ def test_what_piles_up_leaves_together(service: Service) -> None:
         send(response, flags)
 
     sender.send = slow  # type: ignore[method-assign]
+    return blocked, release
+
+
+def test_what_piles_up_leaves_together(service: Service) -> None:
+    id, sender = _begin(service)
+    blocked, release = _hold(sender)
     say = ScriptedClient.current.say
     say(_delta(id, "a"))
     assert blocked.wait(5)
@@ -82,6 +88,22 @@ def test_what_piles_up_leaves_together(service: Service) -> None:
     (call,) = json.loads(sender.sent[1][0].values["tool_calls"][0])
     assert call["function"] == {"name": "f", "arguments": "{}"}
     assert sender.sent[1][1] == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_piles_up_before_an_error_is_told_before_it_in_a_stream(service: Service, stream: bool) -> None:
+    id, sender = _begin(service, stream=stream)
+    blocked, release = _hold(sender)
+    say = ScriptedClient.current.say
+    say(_delta(id, "a"))
+    assert not stream or blocked.wait(5)
+    say(_delta(id, "b"))
+    say({"type": "error", "id": id, "code": "UNAVAILABLE", "message": "gone"})
+    release.set()
+    until(lambda: sender.sent and sender.sent[-1][1] == 1)
+    assert [flags for _, flags in sender.sent] == ([0, 0, 1] if stream else [1])
+    assert [one.values["text_output"][0] for one, _ in sender.sent[:-1]] == ([b"a", b"b"] if stream else [])
+    assert sender.sent[-1][0].error is not None
 
 
 def test_without_streaming_there_is_one_response(service: Service) -> None:
