@@ -45,7 +45,9 @@ def constraint_of(options: Options, tools: Tools | None) -> Constraint | None:
     if tools is None:
         if choice not in ("none", "auto"):
             raise invalid("tool_choice: demands a call and there are no tools; send tools")
-        return None if guide is None else Constraint(None, "none", guide, options.parallel_tool_calls)
+        if guide is None and options.tool_choice != "none":
+            return None
+        return Constraint(None, "none", guide, options.parallel_tool_calls)
     strict = any(_is_strict(tool) for tool in tools)
     if choice == "auto" and guide is None and not strict and options.parallel_tool_calls:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 from mm2c_runtime.grammar import parameter, text
 from mm2c_runtime.grammar.lark import RuleBook
 from mm2c_runtime.grammar.members import Member, check_count, end_condition, in_bit_order
-from mm2c_runtime.grammar.schema import UnsatisfiableError, Variant, refuse, variants
+from mm2c_runtime.grammar.schema import UnsatisfiableError, Variant, named, refuse, variants
 from mm2c_runtime.parsing.header import Header, read_header
 from mm2c_runtime.parsing.markers import END_INVOKE, INVOKE, PARAMETER
 from mm2c_runtime.parsing.tools import Tools
@@ -45,7 +45,8 @@ def tool_call(book: RuleBook, tool: Mapping[str, Any]) -> str:
 
 
 def _parameters(root: Any, name: str) -> list[Variant]:
-    found = variants(root, root)
+    with named(f"tool {name}"):
+        found = variants(root, root)
     declared = [json.dumps(one.get("properties", {}), sort_keys=True) for one in found]
     if len(set(declared)) > 1:
         refuse(f"tool {name}: alternatives that declare different parameters cannot be enforced")
@@ -70,7 +71,8 @@ def _arguments(book: RuleBook, tool: Mapping[str, Any], choice: Variant, root: A
         node = declared.get(key, choice.get("additionalProperties", True))
         opening = _opening(PARAMETER, key, "")
         try:
-            rule = parameter.value(book, node, root, readings.schema(name, key))
+            with named(f"tool {name}, parameter {key}"):
+                rule = parameter.value(book, node, root, readings.schema(name, key))
         except UnsatisfiableError:
             if key in required:
                 refuse(f"tool {name}: no value fits the required parameter {key}")
@@ -78,7 +80,7 @@ def _arguments(book: RuleBook, tool: Mapping[str, Any], choice: Variant, root: A
         members.append(Member(opening, rule, key in required))
     extra = ""
     if additional is not False:
-        with suppress(UnsatisfiableError):
+        with suppress(UnsatisfiableError), named(f"tool {name}, additionalProperties"):
             rule = parameter.value(book, additional, root, readings.schema(name, _UNDECLARED))
             extra = f"{_undeclared(book, [*declared, *required])} {rule}"
     return _in_any_order(book, in_bit_order(members), extra)

@@ -29,6 +29,7 @@ _STEP_ITEMS = 10_000
 _LEXER_STATES = 50_000  # one takes one or two kilobytes
 # Walking the vocabulary for every lexeme at once makes masks faster and compiling slower: not for large grammars.
 _PRECOMPUTED = 200_000  # characters
+_REMEMBERED = 2_000_000  # characters of grammars together; a compiled one has 25 bytes for each
 # llguidance compiles rules by recursion, 8 to 80 KB of stack for each rule in a chain of them: the 8 MB of an
 # ordinary thread end, with the process, at a chain of 100 to 1,000. Only what is touched takes memory.
 _STACK = 256 << 20
@@ -75,9 +76,12 @@ class GrammarFactory:
             compiled = self._compile(grammar)
             with self._lock:
                 self._compiled[grammar] = compiled
-                while len(self._compiled) > self._remembered:
+                while len(self._compiled) > 1 and self._too_many():
                     self._compiled.popitem(last=False)
         return self._follow(compiled)
+
+    def _too_many(self) -> bool:
+        return len(self._compiled) > self._remembered or sum(map(len, self._compiled)) > _REMEMBERED
 
     def _follow(self, compiled: llguidance.LLMatcher) -> GrammarMatcher:
         return GrammarMatcher(compiled.deep_copy(), self.vocab_size, self._known, self._ends)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -40,6 +41,15 @@ class UnsatisfiableError(Exception):
 
 def refuse(message: str) -> NoReturn:
     raise RequestError("INVALID_ARGUMENT", message)
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """What is refused inside is told with ``where`` it stands."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(error.code, f"{where}: {error.message}") from None
 
 
 def variants(

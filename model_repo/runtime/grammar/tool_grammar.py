@@ -12,7 +12,7 @@ from mm2c_runtime.grammar import calls, text
 from mm2c_runtime.grammar.guide import Guide
 from mm2c_runtime.grammar.json_rules import JsonRules
 from mm2c_runtime.grammar.lark import GUIDE, RuleBook
-from mm2c_runtime.grammar.schema import UnsatisfiableError, refuse, variants
+from mm2c_runtime.grammar.schema import UnsatisfiableError, named, refuse, variants
 from mm2c_runtime.parsing.markers import BLOCK, END_BLOCK, END_THINK, THINK
 
 _MODES = ("none", "auto", "required")
@@ -126,7 +126,8 @@ class _Completion:
 
     def _answer(self, schema: Any) -> str:
         rules = JsonRules(self._book, schema, [BLOCK, END_THINK], self._harmless)
-        return self._book.rule(rules.alternatives(variants(schema, schema)))
+        with named("the response schema"):
+            return self._book.rule(rules.alternatives(variants(schema, schema)))
 
     def _tokens(self, *markers: str) -> str:
         """The symbol of those of the markers that are tokens; empty if none is."""

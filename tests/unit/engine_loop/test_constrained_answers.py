@@ -89,6 +89,8 @@ def test_a_forbidden_call_is_not_made_and_not_offered(engines: list[Asked]) -> N
     assert found.tool_calls == []
     assert found.text.startswith("Well: ")
     assert offered == [[ADD], None]
+    alone = engines[0](tool_choice="none", max_tokens=40)  # a model may make up tools, too
+    assert (alone.tool_calls, alone.token_ids) == ([], found.token_ids)
 
 
 def test_a_strict_tool_is_enforced_where_the_model_may_choose(engines: list[Asked]) -> None:

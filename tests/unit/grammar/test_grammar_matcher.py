@@ -76,3 +76,14 @@ def test_few_grammars_are_remembered() -> None:
     for letter in "abcab":
         few.matcher(f'start: "{letter}"')
     assert len(few._compiled) == 2
+
+
+def test_large_grammars_are_not_remembered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm2c_runtime.grammar.matcher._REMEMBERED", 60)
+    made = tokenizer("bytes")
+    few = GrammarFactory(made, made.get_vocab_size(), [made.token_to_id(EOS)])
+    for letter in "abc":
+        few.matcher(f'start: "{letter * 15}"')
+    assert len(few._compiled) == 2
+    few.matcher(f'start: "{"d" * 100}"')
+    assert len(few._compiled) == 1

@@ -150,3 +150,11 @@ def test_names_that_the_parser_reads_back_are_allowed() -> None:
 def test_no_tools_and_no_requirement_leaves_text() -> None:
     assert accepts(grammar([], "auto"), "Hello")
     assert not follows(grammar([], "auto"), CALL)
+
+
+def test_what_cannot_be_enforced_is_told_with_its_place() -> None:
+    schema = {"type": "object", "properties": {"n": {"not": {"const": 1}}}}
+    with pytest.raises(RequestError, match="tool f, parameter n: the schema keyword not"):
+        tool_grammar([tool(schema, "f")], "required")
+    with pytest.raises(RequestError, match="the response schema: the schema keyword not"):
+        tool_grammar(None, "none", {"not": {"const": 1}})
