@@ -6,6 +6,7 @@ A trained checkpoint and one of random weights, whose wishes have nothing to do 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from mm2c_runtime.completion import Completion
 from mm2c_runtime.detokenizer import Detokenizer, TokenBytes
 from mm2c_runtime.parsing import parse_message
 
-SAMPLES = 500  # a checkpoint
+SAMPLES = int(os.environ.get("MM2C_SAMPLES", "250"))  # a checkpoint; 500 in all
 ROWS = 24
 LIMIT = 120  # tokens of an answer: enough for most, too few for some
 
@@ -74,14 +75,17 @@ SCHEMAS = {one["function"]["name"]: one["function"]["parameters"] for one in (WE
 
 
 def ask(bundle: Bundle, number: int) -> Completion:
-    offered = OFFERS[number % len(OFFERS)]
+    """Every fourth request is a conversation, the others are prompts that do not even tell of the tools."""
+    offered = OFFERS[number // 4 % len(OFFERS)]
     named = offered[-1]["function"]["name"]
+    said = f"Do it, please, for the {number}th time."
+    prompt: dict[str, Any] = {"prompt": f"]~b]user\n{said}[e~[\n]~b]ai\n<think>\n", "parse": True}
     return bundle.generate(
-        [{"role": "user", "content": f"Do it, please, for the {number}th time."}],
+        **({"messages": [{"role": "user", "content": said}]} if number % 4 == 0 else prompt),
         tools=offered,
         tool_choice=named if number % 3 == 0 else "required",
         parallel_tool_calls=number % 5 == 0,
-        skip_reasoning=number % 8 != 1,
+        skip_reasoning=number % 7 != 1,
         temperature=1.5,
         seed=number,
         max_tokens=LIMIT,
@@ -89,14 +93,14 @@ def ask(bundle: Bundle, number: int) -> Completion:
 
 
 def check(bundle: Bundle, number: int, found: Completion) -> None:
-    offered = OFFERS[number % len(OFFERS)]
+    offered = OFFERS[number // 4 % len(OFFERS)]
     allowed = {one["function"]["name"] for one in offered}
     for call in found.tool_calls:
         name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
         assert name in allowed
         jsonschema.validate(arguments, SCHEMAS[name], cls=jsonschema.Draft202012Validator)
     text = Detokenizer(TokenBytes(bundle.engine.preparer.tokenizer)).feed(found.token_ids)
-    message = parse_message(text, offered, starts_in_reasoning=number % 8 == 1)
+    message = parse_message(text, offered, starts_in_reasoning=number % 7 == 1)
     if found.finish_reason == "tool_calls":
         assert found.tool_calls
         assert message.incomplete is None
