@@ -104,7 +104,8 @@ def run(vocab: int, steps: int, *, in_parts: bool) -> FixedLogits:
     tokenizer, outgoing, ended = Tokenizer.from_file(str(TOKENIZER)), Outgoing(), threading.Semaphore(0)
     executor = FixedLogits(vocab, outgoing)
     scheduler = Scheduler(RowPool(ROWS, steps + 8), prefill_chunk=8)
-    defaults = GenerationDefaults(temperature=1.0, top_k=40, top_p=0.95)
+    end = frozenset([tokenizer.token_to_id("[e~[")])  # it is never sampled
+    defaults = GenerationDefaults(temperature=1.0, top_k=40, top_p=0.95, eos=end)
     template: Any = None  # prompts are raw text
     preparer = Preparer(
         tokenizer, template, defaults, context=steps + 8, vocab=vocab, will_reason=lambda text: True
