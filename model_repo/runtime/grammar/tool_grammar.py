@@ -16,7 +16,10 @@ from mm2c_runtime.grammar.schema import UnsatisfiableError, named, refuse, varia
 from mm2c_runtime.parsing.markers import BLOCK, END_BLOCK, END_THINK, THINK
 
 _MODES = ("none", "auto", "required")
-_NEWLINES = r"\n{0,16}"  # without a bound a model that would rather not answer could go on with them for ever
+# Without a bound a model that would rather not call could go on with them for ever.
+_NEWLINES = r"\n{0,16}"
+# Before JSON; the parser takes as many for </think>'s own, so that content is the JSON alone.
+_OWN_NEWLINES = r"\n{0,2}"
 
 
 def tool_grammar(
@@ -73,6 +76,8 @@ class _Completion:
             answer = "" if guide is None else self._answer(plain(guide.schema, "the response schema"))
         except UnsatisfiableError:
             refuse("no JSON value satisfies the response schema")
+        if answer:
+            answer = f"{self._book.regex(_OWN_NEWLINES)} {answer}"
         if not starts_in_reasoning:
             return self._book.text(self._body(answer))
         start = f"{self._reasoning(END_THINK)} ({self._body(answer)})"
@@ -92,12 +97,11 @@ class _Completion:
 
     def _body(self, answer: str) -> str:
         """What comes where reasoning is over or has not been."""
-        newlines = self._book.regex(_NEWLINES)
         call = f"{self._newlines_and_block()} {self._block}" if self._block else ""
         if self._mode == "required":
             return call
         if answer:
-            return " | ".join(filter(None, [f"{newlines} {answer}", call]))
+            return " | ".join(filter(None, [answer, call]))
         return self._content()
 
     def _content(self) -> str:

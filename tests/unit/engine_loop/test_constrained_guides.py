@@ -31,6 +31,7 @@ SCHEMA = {
 def test_an_answer_of_a_schema(engines: list[Asked], fields: dict[str, Any], stream: bool) -> None:
     found = ask(engines, THOUGHT + "It rains in Bergen.", stream=stream, **fields)
     assert found.reasoning == "so I think"
+    assert (found.text[0], found.text[-1]) == ("{", "}")
     value = json.loads(found.text)
     assert set(value) == {"city", "days"}
     assert value["days"] <= 9
