@@ -11,11 +11,10 @@ import difflib
 import json
 from collections.abc import Iterator
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.json_input import kind
-from mm2c_runtime.parsing.schema import ANY
+from mm2c_runtime.parsing.schema import ANY, resolve
 
 # JSON schema's names, those that the parser takes for them (``parsing.schema``), and two that say anything goes.
 TYPES = ANY | {"int", "float", "bool", "str", "list", "dict", "any", "tuple"}
@@ -100,15 +99,8 @@ def _check_reference(place: str, reference: Any, root: Any) -> None:
         _refuse(
             f"{place}.$ref", f"{json.dumps(reference)[:80]} points out of the schema, and nothing is fetched"
         )
-    target = root
-    for step in filter(None, unquote(reference[1:]).split("/")):
-        name = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(target, list) and name.isdigit() and int(name) < len(target):
-            target = target[int(name)]
-        elif isinstance(target, dict) and name in target:
-            target = target[name]
-        else:
-            _refuse(f"{place}.$ref", f"{json.dumps(reference)[:80]} points nowhere")
+    if resolve(reference, root, None) is None:
+        _refuse(f"{place}.$ref", f"{json.dumps(reference)[:80]} points nowhere")
 
 
 def _refuse(place: str, reason: str) -> NoReturn:

@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
 from mm2c_runtime.errors import RequestError
-from mm2c_runtime.parsing.schema import ANY, members
+from mm2c_runtime.parsing.schema import ANY, members, resolve
 
 Variant = dict[
     str, Any
@@ -93,15 +92,9 @@ def _target(reference: Any, root: Any) -> Any:
     """What a local reference points to."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         refuse(f"invalid schema: $ref {_shown(reference)} does not point into the schema itself")
-    node = root
-    for step in unquote(reference[1:]).split("/")[1:]:
-        step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, Mapping) and step in node:
-            node = node[step]
-        elif isinstance(node, list) and step.isdecimal() and int(step[:9]) < len(node):
-            node = node[int(step[:9])]
-        else:
-            refuse(f"invalid schema: $ref {_shown(reference)} points to nothing")
+    node = resolve(reference, root, None)
+    if node is None:
+        refuse(f"invalid schema: $ref {_shown(reference)} points to nothing")
     return node
 
 

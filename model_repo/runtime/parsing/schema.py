@@ -139,10 +139,10 @@ class ParameterSchema:
         return resolve(reference, self._root)
 
 
-def resolve(reference: Any, root: Any) -> Any:
-    """What a local ``$ref`` (``#/$defs/…``) points to; an empty schema, which admits anything, if nothing."""
+def resolve(reference: Any, root: Any, nothing: Any = _ANYTHING) -> Any:
+    """What a local ``$ref`` (``#/$defs/…``) points to; ``nothing``, which admits anything, where that is nothing."""
     if not isinstance(reference, str) or not reference.startswith("#"):
-        return _ANYTHING
+        return nothing
     node = root
     for step in unquote(reference[1:]).split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
@@ -151,7 +151,7 @@ def resolve(reference: Any, root: Any) -> Any:
         elif isinstance(node, list) and step.isdecimal() and int(step[:9]) < len(node):
             node = node[int(step[:9])]
         else:
-            return _ANYTHING
+            return nothing
     return node
 
 
