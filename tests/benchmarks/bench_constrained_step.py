@@ -41,7 +41,10 @@ TOOL = {
         "name": "write",
         "parameters": {
             "type": "object",
-            "properties": {"path": {"type": "string", "maxLength": 40}, "text": {"type": "string"}},
+            "properties": {
+                "path": {"type": "string", "maxLength": 40},
+                "text": {"type": "string", "maxLength": 2000},
+            },
             "required": ["text"],
         },
     },
