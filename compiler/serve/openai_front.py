@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mm2c.errors import UserError
-from mm2c.serve.processes import end_with_parent, ending
+from mm2c.serve.processes import ending, start_child
 from mm2c_runtime.openai.api_keys import VARIABLE as KEYS_VARIABLE
 
 NEEDED = ("fastapi", "uvicorn", "tritonclient", "grpc")
@@ -71,18 +71,8 @@ class OpenAIFront:
         return self._process.pid
 
     def start(self) -> None:
-        """In a session of its own, so that Ctrl-C in a terminal reaches only the supervisor."""
         with self._settings.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command(),
-                env=self.environment(),
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+            self._process = start_child(self.command(), self.environment(), self._folder, log)
 
     def exit_status(self) -> int | None:
         return None if self._process is None else self._process.poll()

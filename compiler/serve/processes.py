@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 STUB = "triton_python_backend_stub"
 ENGINE = b"mm2c_runtime.server.process"  # as its command line names the module
@@ -16,8 +18,28 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded here: nothing may be loaded between fork and exec
 
 
-def end_with_parent() -> None:
-    """For a child between fork and exec: SIGTERM when the thread that started it ends."""
+def start_child(
+    command: list[str], environment: dict[str, str], folder: Path, log: BinaryIO
+) -> subprocess.Popen[bytes]:
+    """A process in a session of its own, so that Ctrl-C in a terminal reaches only the supervisor.
+
+    It gets SIGTERM should the calling thread end without stopping it. ``folder``: where it runs; Python imports from
+    there first, so nothing of a stranger may lie in it. ``log`` takes what it says.
+    """
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    """Between fork and exec."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -18,7 +18,7 @@ from mm2c.errors import UserError
 from mm2c.serve.control import Control
 from mm2c.serve.installation import Installation
 from mm2c.serve.ports import Ports
-from mm2c.serve.processes import end_with_parent, ending, engines, kill_marked, stubs_of
+from mm2c.serve.processes import ending, engines, kill_marked, start_child, stubs_of
 from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import RunDirectory
 from mm2c.serve.secret import blank, new_secret, restrictions
@@ -76,24 +76,11 @@ class Server:
         return self._settings.log
 
     def start(self) -> None:
-        """Start it in a session of its own, so that Ctrl-C in a terminal reaches only the supervisor.
-
-        It gets SIGTERM should the calling thread end without stopping it.
-        """
         self._run.gate_flag.unlink(missing_ok=True)
         self._environments = environments()
         with self.log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                self.command(),
-                env=self.environment(),
-                cwd=self._run.path,  # Python stubs import from it first: nothing of a stranger may lie there
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
+            self._process = start_child(self.command(), self.environment(), self._run.path, log)
 
     def exit_status(self) -> int | None:
         return None if self._process is None else self._process.poll()

@@ -102,7 +102,8 @@ class GrammarFactory:
         )
         compiled = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if compiled.is_error():
-            reason = compiled.get_error().partition("<backtrace>")[0].strip()
+            lines = compiled.get_error().partition("<backtrace>")[0].strip().splitlines()
+            reason = "\n".join(line for line in lines if _FREE.strip() not in line)  # what we have added
             raise RequestError("INVALID_ARGUMENT", f"the grammar cannot be compiled: {reason[:2000]}")
         return compiled
 

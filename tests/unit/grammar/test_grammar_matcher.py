@@ -68,6 +68,7 @@ def test_what_does_not_compile_is_refused_with_the_reason(text: str) -> None:
     with pytest.raises(RequestError, match="cannot be compiled") as refused:
         factory("added tokens").matcher(text)
     assert refused.value.code == "INVALID_ARGUMENT"
+    assert "no_forcing" not in refused.value.message
 
 
 def test_few_grammars_are_remembered() -> None:
