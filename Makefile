@@ -1,12 +1,17 @@
 # Two commands do everything on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
-# PYTHON: any CPython 3.10-3.12. VENV: where the environment goes.
-PYTHON ?= python3
-VENV   ?= .venv
-BIN     = $(VENV)/bin
-STAMP   = $(VENV)/.installed
-OUT    ?= out
+# PYTHON: any CPython 3.10-3.12. VENV: where the environment goes. KERNELS: where the one with the kernel compiler goes.
+PYTHON  ?= python3
+VENV    ?= .venv
+KERNELS ?= .venv-kernels
+BIN      = $(VENV)/bin
+KBIN     = $(KERNELS)/bin
+STAMP    = $(VENV)/.installed
+KSTAMP   = $(KERNELS)/.installed
+OUT     ?= out
+# what the GPU's checks run with: a Python that has torch with CUDA and nothing else of ours
+GPU_PYTHON ?= python3
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup plugins demo test gpu-files test-gpu lint bench clean
 setup: $(STAMP)
 
 # torch first: without a GPU its CPU build is enough and gigabytes smaller (see the README for how it is chosen)
@@ -18,11 +23,39 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[cpu,serve,dev]"
 	@touch $(STAMP)
 
+# the kernel compiler's own packages, and behind them all of the main environment. --no-deps: of CUDA's compiler only
+# ptxas is wanted, and the rest needs nothing.
+$(KSTAMP): plugins/requirements-kernels.txt $(STAMP)
+	@test -x $(KBIN)/python || $(BIN)/python -m venv $(KERNELS)
+	$(KBIN)/python -m pip install --quiet --no-deps -r plugins/requirements-kernels.txt
+	@main=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  own=$$($(KBIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  echo "import site; site.addsitedir('$$main')" > "$$own/main_environment.pth"
+	@touch $(KSTAMP)
+
+# kernels to cubins for every architecture (no GPU is needed), then the C++ libraries with g++; only what changed
+plugins: $(KSTAMP)
+	$(KBIN)/python -m mm2c_plugins.kernels.compile --out plugins/build
+	$(KBIN)/python -m mm2c_plugins.kernels.embed --build plugins/build
+	$(KBIN)/python -m mm2c_plugins.kernels.report plugins/build
+	@include=$$($(KBIN)/python -m mm2c_plugins.kernels.toolchain tensorrt-include) && \
+	  $(MAKE) --no-print-directory --silent -j $$(nproc) -f plugins/library.mk OUT=plugins/build GENERATED=plugins/build/generated \
+	    TENSORRT_INCLUDE="$$include" library host
+
 demo: setup
 	$(BIN)/python tests/demo.py --bundle $(OUT)/tiny-m2-tp4
 
-test: setup
+test: setup plugins
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(KBIN)/python -m pytest -n auto tests/kernels
+
+# what test-gpu compares with and runs, made here: the demo's bundles, the CPU engine's answers, a program of M2.7
+gpu-files: plugins
+	$(BIN)/python tests/gpu/files.py
+
+# on a machine with a GPU, after make gpu-files here or elsewhere: no environment is made and nothing is downloaded
+test-gpu:
+	$(GPU_PYTHON) tests/gpu/run.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -33,5 +66,5 @@ bench: setup
 	$(BIN)/python tests/benchmarks/run.py
 
 clean:
-	rm -rf $(OUT) build dist *.egg-info .mypy_path .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(OUT) build plugins/build dist *.egg-info .mypy_path .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Format = Literal["fp8", "dense"]
+KvDtype = Literal["f32", "bf16", "fp8"]
+Engine = Literal["onnxruntime", "cuda", "tensorrt-rtx", "tensorrt"]
 BLOCK = 128  # side of a released FP8 scale block, in elements
+PAGE = 64  # tokens of a page of a paged KV cache: 16 KiB of one head in bf16, and little of a row's last is empty
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,9 @@ class BuildOptions:
     """What `mm2c build` was asked for, after defaults were resolved."""
 
     mapping: Mapping = field(default_factory=Mapping)
-    engine: str = "onnxruntime"
+    engine: Engine = "onnxruntime"
     context: int = 0  # 0: the model's own
     max_rows: int = 8
     prefill_chunk: int = 512
     all_logits: bool = False
+    kv_dtype: KvDtype = "f32"  # of the KV cache

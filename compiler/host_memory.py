@@ -56,8 +56,8 @@ def check_host_memory(
         raise UserError(
             f"the model does not fit: on the CPU its weights take {weights / 1e9:.0f} GB in fp32, {has}",
             where="this machine's memory",
-            remedy="a machine with more memory, or a smaller checkpoint; --config-only writes the graphs and the "
-            "memory plan of every rank without weights. This version builds no engine for GPUs yet",
+            remedy="--engine cuda builds it for GPUs, here too; or a machine with more memory, or a smaller "
+            "checkpoint; --config-only writes the graphs and the memory plan of every rank without weights",
         )
     if weights + activations > available:
         raise UserError(

@@ -18,13 +18,11 @@ from mm2c.checkpoint.names import (
     experts_module,
     layer_vectors,
 )
-from mm2c.config import BLOCK, Mapping, ModelConfig, WeightFormats
+from mm2c.config import BLOCK, KvDtype, Mapping, ModelConfig, WeightFormats
 from mm2c.weights.recipe import ITEMSIZE
 
-WeightDtype = Literal[
-    "fp8", "bf16", "f32"
-]  # "fp8": as stored; the others convert the linears, f32 everything
-KvDtype = Literal["f32", "bf16", "fp8"]
+# "fp8": as stored; "bf16" converts the linears, "f32" everything; "cuda": as the cuda engine's files have them
+WeightDtype = Literal["fp8", "bf16", "f32", "cuda"]
 KV_ITEMSIZE: dict[str, int] = {"f32": 4, "bf16": 2, "fp8": 1}
 
 
@@ -106,19 +104,20 @@ def plan_memory(
     kv_dtype: KvDtype = "bf16",
     activation_dtype: Literal["bf16", "f32"] = "bf16",
     attention_scores: bool = False,
+    page: int = 1,
 ) -> MemoryPlan:
     """The plan of every rank of ``mapping`` (its own ``rank`` does not matter).
 
     ``context``: tokens a row can hold (0: the model's); ``rows``: rows decoded together; ``chunk``: tokens of
     a prefill step; ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime
-    does).
+    does); ``page``: tokens of a page, of which a row takes whole ones.
     """
     context = context or config.context
     kv = 2 * config.layers * _kv_heads(config, mapping) * config.head_dim * KV_ITEMSIZE[kv_dtype]
     weights = _weights(config, formats, mapping, weight_dtype, context)
     step = _activations(config, mapping, context, rows, chunk, ITEMSIZE[activation_dtype], attention_scores)
     ranks = tuple(RankMemory(rank, weights, kv, step) for rank in range(mapping.tp))
-    return MemoryPlan(ranks, rows * context, mapping.dp)
+    return MemoryPlan(ranks, rows * _ceil(context, page) * page, mapping.dp)
 
 
 def _ceil(size: int, parts: int) -> int:
@@ -143,14 +142,18 @@ def _weights(
     stored = dict(formats.dtypes)
 
     def dense(name: str) -> int:
-        return 4 if target == "f32" else ITEMSIZE[stored.get(name, "bf16")]
+        kind = stored.get(name, "bf16")
+        if target == "cuda":
+            whole = name.endswith("bias") or (name.endswith("gate.weight") and kind != "bf16")
+            return 4 if whole else 2
+        return 4 if target == "f32" else ITEMSIZE[kind]
 
     def linear(name: str, module: str, n: tuple[int, int], k: tuple[int, int], count: int = 1) -> int:
         """``n`` and ``k``: the rank's size of an axis, and the whole."""
         elements = n[0] * k[0] * count
         if formats.of(module) == "dense":
             return elements * (2 if target == "bf16" else dense(name))
-        if target == "fp8":
+        if target in ("fp8", "cuda"):
             return elements + 4 * _blocks(*n) * _blocks(*k) * count
         return elements * ITEMSIZE[target]
 

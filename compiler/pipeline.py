@@ -23,7 +23,9 @@ from mm2c.checkpoint import (
     read_config,
     recipes_for_config,
 )
-from mm2c.config import BuildOptions, ModelConfig, WeightFormats
+from mm2c.config import PAGE, BuildOptions, Mapping, ModelConfig, WeightFormats
+from mm2c.engine.cuda_limits import check_cuda
+from mm2c.engine.plugin_library import PluginLibrary, find_library
 from mm2c.engine.select import Choice, select_engine
 from mm2c.errors import UserError
 from mm2c.host_memory import check_host_memory
@@ -52,6 +54,7 @@ class _Build:
         self.request, self.progress = request, progress
         self.started = time.monotonic()
         self.choice: Choice = select_engine(request.engine, runs=not request.config_only)
+        self.library: PluginLibrary | None = None  # that the bundle carries
         self.cache = StageCache(cache_root(), request.cache)
 
     def run(self) -> BuildReport:
@@ -69,12 +72,16 @@ class _Build:
                 sweep(output)
                 check_place(output, found.folder, force=request.force)
                 data = content_key(checkpoint)
-                graphs = graphs_key(config, formats, options, tied=checkpoint.tied, config_only=False)
+                self.library = find_library() if options.engine == "cuda" else None
+                plugins = self.library.digest if self.library else ""
+                graphs = graphs_key(
+                    config, formats, options, tied=checkpoint.tied, config_only=False, plugins=plugins
+                )
                 key = key_of([data, graphs, chat_key(found.folder)])
                 if self._is_done(output, key):
                     return self._report(output, checkpoint.notes)
                 check_output(output)
-                memory = check_host_memory(config, options)
+                host = None if self.library else check_host_memory(config, options)
                 checkpoint.validate_values()
             source = CheckpointInfo(
                 source=found.source if found.revision else str(found.folder.resolve()),
@@ -82,16 +89,18 @@ class _Build:
                 identity=checkpoint.identity(),
                 format=_format_of(formats),
             )
-            stages = Stages(config, formats, options, self.cache, self.progress)
+            stages = Stages(config, formats, options, self.cache, self.progress, self.library)
             with staged(output) as stage:
                 program = stages.graphs(checkpoint.recipes(context=options.context), graphs, stage)
                 known = stages.weights(program, checkpoint, key_of([data, graphs]), stage)
                 carried.write_all(found.folder, stage)
-                self._write_memory(stage, config, formats, options, memory)
-                manifest = write_manifest(stage, config, options, program.lowerings, source, key, known)
+                if self.library:
+                    carried.write_plugins(self.library, stage)
+                plan = self._write_memory(stage, config, formats, options, host)
+                manifest = write_manifest(stage, config, options, program, source, key, known)
                 size = _bytes_in(stage)
             remember_contents(output, manifest.files)
-            return self._report(output, checkpoint.notes, stages, size, memory)
+            return self._report(output, checkpoint.notes, stages, size, host or plan["gpu"])
 
     def _config_only(self) -> BuildReport:
         request = self.request
@@ -112,11 +121,12 @@ class _Build:
             stages.bare_graphs(recipes, key, stage)
             (stage / "config.json").write_bytes(path.read_bytes())
             plan = self._write_memory(stage, parsed.model, formats, options, None)
-            write_manifest(stage, parsed.model, options, {}, None, key, {})
+            write_manifest(stage, parsed.model, options, None, None, key, {})
             size = _bytes_in(stage)
         return self._report(output, parsed.notes, stages, size, plan["gpu"])
 
     def _checked_options(self, config: ModelConfig, formats: WeightFormats) -> BuildOptions:
+        self._settle_engine(config)
         options = self.request.options(config, self.choice.engine)
         check_mapping(config, formats, options.mapping)
         if self.request.fp8 and not formats.fp8:
@@ -126,6 +136,18 @@ class _Build:
                 remedy="leave --fp8 away, or take the FP8 release",
             )
         return options
+
+    def _settle_engine(self, config: ModelConfig) -> None:
+        """The engine that computes this model: ``auto`` takes another than this machine's best where that cannot."""
+        if self.choice.engine != "cuda":
+            return
+        try:
+            check_cuda(config, Mapping(self.request.tp, self.request.ep))
+        except UserError as error:
+            if self.request.engine != "auto":
+                raise
+            other = select_engine("onnxruntime", runs=not self.request.config_only)
+            self.choice = Choice(other.engine, f"{self.choice.reason}, but {error.what}")
 
     def _is_done(self, output: Path, key: str) -> bool:
         """Whether ``output`` is what this build would make. Another or an altered bundle needs --force."""
@@ -148,6 +170,7 @@ class _Build:
         options: BuildOptions,
         host: dict[str, Any] | None,
     ) -> dict[str, Any]:
+        cuda = options.engine == "cuda"
         plan = plan_memory(
             config,
             formats,
@@ -155,6 +178,9 @@ class _Build:
             context=options.context,
             rows=options.max_rows,
             chunk=options.prefill_chunk,
+            weight_dtype="cuda" if cuda else "fp8",
+            kv_dtype=options.kv_dtype if cuda else "bf16",
+            page=PAGE if cuda else 1,
         )
         return write_memory(stage, plan, host)
 
@@ -174,7 +200,7 @@ class _Build:
             up_to_date=stages is None,
             made=tuple(stages.made) if stages else (),
             reused=tuple(stages.reused) if stages else ("everything",),
-            notes=notes,
+            notes=notes + ((self.library.note(),) if self.library else ()),
             bytes=size,
             seconds=time.monotonic() - self.started,
             memory=memory or {},

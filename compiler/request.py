@@ -6,10 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm2c.config import BuildOptions, Mapping, ModelConfig
+from mm2c.config import BuildOptions, Engine, KvDtype, Mapping, ModelConfig
 from mm2c.errors import UserError
 
 CPU_CONTEXT = 32768  # tokens: a row of M2's whole context would take 46 GiB of KV cache in fp32
+KV_DTYPES: dict[str, tuple[KvDtype, ...]] = {
+    "onnxruntime": ("f32",),
+    "cuda": ("bf16", "fp8"),
+}  # first: the default
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,17 @@ class BuildRequest:
     max_rows: int = 8
     prefill_chunk: int = 512
     all_logits: bool = False
+    kv_dtype: str | None = None
     config_only: bool = False
     force: bool = False
     cache: bool = True
 
-    def options(self, config: ModelConfig, engine: str) -> BuildOptions:
-        """The options with the defaults of ``config`` filled in.
+    def options(self, config: ModelConfig, engine: Engine) -> BuildOptions:
+        """The options with the defaults of ``config`` filled in. The cuda engine's KV cache is paged: a long
+        context costs only what is used of it, so that the default is the model's.
 
         Raises:
-            UserError: a context longer than the model's.
+            UserError: a context longer than the model's, or a cache dtype that the engine does not have.
         """
         if self.context > config.context:
             raise UserError(
@@ -43,13 +49,27 @@ class BuildRequest:
                 where="--context",
                 remedy=f"at most {config.context}",
             )
+        most = config.context if engine == "cuda" else min(config.context, CPU_CONTEXT)
         return BuildOptions(
             mapping=Mapping(tp=self.tp, ep=self.ep),
             engine=engine,
-            context=self.context or min(config.context, CPU_CONTEXT),
+            context=self.context or most,
             max_rows=self.max_rows,
             prefill_chunk=min(self.prefill_chunk, self.context or config.context),
             all_logits=self.all_logits,
+            kv_dtype=self._kv_dtype(engine),
+        )
+
+    def _kv_dtype(self, engine: Engine) -> KvDtype:
+        known = KV_DTYPES[engine]
+        for dtype in known:
+            if self.kv_dtype in (dtype, None):
+                return dtype
+        raise UserError(
+            f"--kv-dtype {self.kv_dtype}: the {engine} engine keeps its KV cache in {' or '.join(known)}",
+            where="--kv-dtype",
+            remedy=f"one of: {', '.join(known)}"
+            + ("" if engine == "cuda" else "; or --engine cuda (bf16, fp8)"),
         )
 
     def place(self, checkpoint: Path) -> Path:

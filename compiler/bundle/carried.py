@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm2c.bundle.chat_files import OPTIONAL, REQUIRED, chat_template_of
+from mm2c.engine.plugin_library import NAMES, PluginLibrary
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # importlib.resources.abc from Python 3.11 on
@@ -32,6 +33,16 @@ def write_chat_files(checkpoint: Path, bundle: Path) -> None:
 def write_runtime(bundle: Path) -> None:
     """``runtime/mm2c_runtime``: the serving code as it is now, so that a bundle needs no installed mm2c."""
     _copy_tree(resources.files("mm2c_runtime"), bundle / "runtime" / "mm2c_runtime", suffixes=(".py",))
+
+
+def write_plugins(library: PluginLibrary, bundle: Path) -> None:
+    """``plugins/``: the library and its host; ``runtime/mm2c_plugins``: the Python that reaches them."""
+    (bundle / "plugins").mkdir()
+    for name in NAMES:
+        shutil.copyfile(library.folder / name, bundle / "plugins" / name)
+    package, target = resources.files("mm2c_plugins"), bundle / "runtime" / "mm2c_plugins"
+    _copy_tree(package / "host", target / "host", suffixes=(".py",))
+    (target / "__init__.py").write_bytes((package / "__init__.py").read_bytes())
 
 
 def write_triton_models(bundle: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm2c.memory import KV_ITEMSIZE
 from mm2c_runtime.errors import BundleError
-from mm2c_runtime.manifest import Manifest, RankProgram
+from mm2c_runtime.manifest import CudaRank, Manifest, RankProgram
 from mm2c_runtime.manifest_file import read_bundle
-from mm2c_runtime.memory import needed
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
+CACHE_DTYPES = {"float": "f32", "bfloat16": "bf16", "float8e4m3fn": "fp8"}  # by ONNX's spelling
 REBUILD = "build the bundle again with `mm2c build … --force`"
 
 
@@ -22,9 +23,10 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
     """Facts of a bundle as plain values. Raises BundleError where a file is missing or altered.
 
     ``graphs`` has each rank's whole graph in the dialect (``rank*/model.onnx``), ``ranks`` the programs that run;
-    a bundle built from config.json alone has no programs.
+    a bundle built from config.json alone has no programs. ``plugins``: the plugin library of the cuda engine.
     """
     manifest = read_bundle(bundle, checksums=checksums)
+    graphs = [_graph(bundle, rank) for rank in range(manifest.mapping.tp)]
     return {
         "bundle": str(bundle),
         "mm2c_version": manifest.mm2c_version,
@@ -35,34 +37,40 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
         "logits": manifest.logits,
         "checkpoint": manifest.checkpoint.model_dump() if manifest.checkpoint else None,
         "libraries": manifest.libraries,
-        "kv_bytes_per_token": _kv_bytes(bundle, manifest),
-        "graphs": [_graph(bundle, rank) for rank in range(manifest.mapping.tp)],
+        "plugins": manifest.cuda.version if manifest.cuda else None,
+        **_cache(manifest, graphs[0]),
+        "graphs": graphs,
         "ranks": [
-            _program(bundle, manifest, name, program)
-            for name, lowering in manifest.lowerings.items()
-            for program in lowering.ranks
+            *(
+                _program(bundle, manifest, name, program)
+                for name, lowering in manifest.lowerings.items()
+                for program in lowering.ranks
+            ),
+            *(
+                _cuda_program(bundle, manifest, rank)
+                for rank in (manifest.cuda.ranks if manifest.cuda else ())
+            ),
         ],
         "files": len(manifest.files),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
     }
 
 
-def _kv_bytes(bundle: Path, manifest: Manifest) -> int:
-    """Bytes that a token takes on all ranks, K and V of all layers."""
-    first = next(iter(manifest.lowerings.values()), None)
-    if first is None:  # graphs alone: their caches are f32, and the ranks divide the heads
-        model = manifest.model
-        return 2 * model.layers * model.kv_heads * model.head_dim * KV_ITEMSIZE["f32"]
-    return needed(bundle, manifest, first).per_token
+def _cache(manifest: Manifest, graph: dict[str, Any]) -> dict[str, Any]:
+    """The cache's dtype, and the bytes that a token takes on all ranks, K and V of all layers.
+
+    Read from the graphs, which every bundle has: the ranks divide the heads.
+    """
+    model = manifest.model
+    declared = next(value["dtype"] for value in graph["inputs"] if value["name"] == "k_cache.0")
+    dtype = CACHE_DTYPES[declared]
+    return {
+        "kv_dtype": dtype,
+        "kv_bytes_per_token": 2 * model.layers * model.kv_heads * model.head_dim * KV_ITEMSIZE[dtype],
+    }
 
 
 def _program(bundle: Path, manifest: Manifest, lowering: str, program: RankProgram) -> dict[str, Any]:
-    if program.weights not in manifest.files:
-        raise BundleError(
-            f"the manifest does not list {program.weights}",
-            where=str(bundle / "manifest.json"),
-            remedy=REBUILD,
-        )
     return {
         "lowering": lowering,
         "rank": program.rank,
@@ -70,9 +78,38 @@ def _program(bundle: Path, manifest: Manifest, lowering: str, program: RankProgr
         "nodes": sum(len(_load(bundle / segment.file).graph.node) for segment in program.segments),
         "all_reduces": sum(c.kind == "all_reduce" for c in program.collectives),
         "all_gathers": sum(c.kind == "all_gather" for c in program.collectives),
-        "weight_bytes": manifest.files[program.weights].bytes,
+        "weight_bytes": _weight_bytes(bundle, manifest, program.weights),
         "kv_heads": program.kv.kv_heads,
     }
+
+
+def _cuda_program(bundle: Path, manifest: Manifest, rank: CudaRank) -> dict[str, Any]:
+    path = bundle / rank.program
+    try:
+        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        kinds = [
+            node["attributes"]["collective_operation"] for node in nodes if node["op"] == "DistCollective"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BundleError(f"{path.name} cannot be read", where=str(path), remedy=REBUILD) from None
+    return {
+        "lowering": "cuda",
+        "rank": rank.rank,
+        "segments": 1,
+        "nodes": len(nodes),
+        "all_reduces": kinds.count("all_reduce"),
+        "all_gathers": kinds.count("all_gather"),
+        "weight_bytes": _weight_bytes(bundle, manifest, rank.weights),
+        "kv_heads": rank.kv.kv_heads,
+    }
+
+
+def _weight_bytes(bundle: Path, manifest: Manifest, name: str) -> int:
+    if name not in manifest.files:
+        raise BundleError(
+            f"the manifest does not list {name}", where=str(bundle / "manifest.json"), remedy=REBUILD
+        )
+    return manifest.files[name].bytes
 
 
 def _graph(bundle: Path, rank: int) -> dict[str, Any]:

@@ -71,9 +71,16 @@ def chat_key(folder: Path) -> str:
 
 
 def graphs_key(
-    config: ModelConfig, formats: WeightFormats, options: BuildOptions, *, tied: bool, config_only: bool
+    config: ModelConfig,
+    formats: WeightFormats,
+    options: BuildOptions,
+    *,
+    tied: bool,
+    config_only: bool,
+    plugins: str = "",
 ) -> str:
-    """Key of the graph stage: everything but the weights' values. ``tied``: the head is the embedding."""
+    """Key of the graph stage: everything but the weights' values. ``tied``: the head is the embedding;
+    ``plugins``: digest of the plugin library, where the bundle carries one."""
     stored = {"fp8": sorted(formats.fp8), "dtypes": formats.dtypes}
     return key_of(
         {
@@ -82,6 +89,7 @@ def graphs_key(
             "tied": tied,
             "options": asdict(options),
             "config_only": config_only,
+            "plugins": plugins,
             "source": source_digest(),
             "libraries": libraries(),
         }

@@ -7,24 +7,27 @@ from pathlib import Path
 from mm2c.bundle.checksums import entries
 from mm2c.bundle.keys import libraries
 from mm2c.config import BuildOptions, ModelConfig
+from mm2c.graphs import Graphs
 from mm2c.version import __version__
-from mm2c_runtime.manifest import CheckpointInfo, Limits, Lowering, Manifest, MappingInfo, ModelInfo
+from mm2c_runtime.manifest import CheckpointInfo, Limits, Manifest, MappingInfo, ModelInfo
 
 
 def write_manifest(
     stage: Path,
     config: ModelConfig,
     options: BuildOptions,
-    lowerings: dict[str, Lowering],
+    graphs: Graphs | None,
     source: CheckpointInfo | None,
     key: str,
     known: dict[str, str],
 ) -> Manifest:
-    """Write ``stage/manifest.json``. ``known``: sha256 of files that were hashed while they were written."""
+    """Write ``stage/manifest.json``. ``graphs`` None: there are no programs, only graphs to read. ``known``: sha256
+    of files that were hashed while they were written."""
+    cuda = graphs.cuda if graphs else None
     manifest = Manifest(
         mm2c_version=__version__,
         build_key=key,
-        engine="onnxruntime",
+        engine=options.engine,
         model=model_info(config),
         mapping=MappingInfo(tp=options.mapping.tp, ep=options.mapping.ep, dp=options.mapping.dp),
         limits=Limits(
@@ -32,8 +35,9 @@ def write_manifest(
         ),
         logits="all" if options.all_logits else "last",
         checkpoint=source,
-        lowerings=lowerings,
-        libraries=libraries(),
+        lowerings=graphs.lowerings if graphs else {},
+        cuda=cuda,
+        libraries={**libraries(), **({"mm2c_plugins": cuda.version} if cuda else {})},
         files=entries(stage, known),
     ).sealed()
     (stage / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")

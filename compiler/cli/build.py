@@ -51,6 +51,12 @@ def build(
             "default: of each row's last token, all that generation needs.",
         ),
     ] = False,
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="KV cache of the cuda engine: bf16 (default), or fp8, which holds twice the tokens and rounds them."
+        ),
+    ] = None,
     config_only: Annotated[
         bool,
         typer.Option(
@@ -94,6 +100,7 @@ def build(
                 max_rows=max_rows,
                 prefill_chunk=prefill_chunk,
                 all_logits=all_logits,
+                kv_dtype=kv_dtype,
                 config_only=config_only,
                 force=force,
                 cache=not no_cache,

@@ -114,8 +114,11 @@ def _backend(url: str, local: Path | None, options: dict[str, Any]) -> Iterator[
         finally:
             client.close()
     else:
+        from mm2c.cli.gpu import require_gpu
         from mm2c_runtime import Bundle
+        from mm2c_runtime.manifest_file import read_manifest
 
+        require_gpu(local, read_manifest(local))
         with Bars().stage(f"loading {local}"):
             bundle = Bundle.load(local)
         with bundle:

@@ -62,7 +62,9 @@ def _head(facts: dict[str, Any]) -> list[str]:
         else "built of  config.json alone: no weights",
         f"layout    tp {mapping['tp']}, ep {mapping['ep']}",
         f"limits    {limits['context']} tokens a row, {limits['max_rows']} rows, prefill steps of "
-        f"{limits['prefill_chunk']} tokens; KV cache {size_of(facts['kv_bytes_per_token'])} a token over all ranks",
+        f"{limits['prefill_chunk']} tokens; KV cache {facts['kv_dtype']}, "
+        f"{size_of(facts['kv_bytes_per_token'])} a token over all ranks",
+        *([f"plugins   {facts['plugins']}"] if facts["plugins"] else []),
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from mm2c.cli.console import Bars, err, interrupt, out, user_errors
+from mm2c.cli.gpu import require_gpu
 
 KEPT_LOGS = 20
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -165,6 +166,7 @@ def _refuse_unservable(bundle: Path, manifest: Any) -> None:
             where=str(bundle),
             remedy="build it again from a checkpoint",
         )
+    require_gpu(bundle, manifest)
 
 
 def _log_file(named: Path | None, port: int) -> Path:

@@ -7,14 +7,19 @@ not import torch; ``register_torch()`` does.
 from __future__ import annotations
 
 from mm2c.dialect import (
+    add_rms_norm,
     attention,
+    dense_linear,
     dist_collective,
     fp8_linear,
+    moe_bf16,
     moe_experts_bf16,
     moe_experts_fp8,
+    moe_fp8,
     moe_routing,
     paged_attention,
     qk_sum_squares,
+    router_linear,
 )
 from mm2c.dialect.schema import DOMAIN, OPSET, VERSION
 from mm2c.dialect.spec import OpSpec, TorchOp
@@ -29,6 +34,11 @@ ops: dict[str, OpSpec] = {
         moe_routing,
         moe_experts_fp8,
         moe_experts_bf16,
+        moe_fp8,
+        moe_bf16,
+        add_rms_norm,
+        router_linear,
+        dense_linear,
         dist_collective,
     )
 }

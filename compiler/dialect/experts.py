@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from onnx import ValueInfoProto
+from onnx import ValueInfoProto, helper
 
 from mm2c.dialect.body import FLOAT, INT64, Body
 
@@ -13,15 +13,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def scan_experts(b: Body, stacked: Sequence[str], dense: Callable[..., tuple[str, str]]) -> str:
-    """Σ over experts of weight · w2 · (silu(gate) · up), for inputs ``x``, ``weights``, ``ids`` of the op.
+def scan_experts(
+    b: Body,
+    stacked: Sequence[str],
+    dense: Callable[..., tuple[str, str]],
+    *,
+    weights: str = "weights",
+    ids: str = "ids",
+) -> str:
+    """Σ over experts of weight · w2 · (silu(gate) · up), for the op's input ``x`` and the values ``weights`` and
+    ``ids``.
 
     ``stacked`` are the op's weight inputs, first axis experts. A Scan walks that axis without copying and,
     unlike Gather and Slice, takes e4m3; ``dense(block, *slices)`` turns one expert's slices into w13[2I, H]
     and w2[H, I] of any float type. Experts that no token chose are skipped, so few tokens cost little too:
     gathering their experts' weights is several times slower.
     """
-    local = b.Sub(b.Cast("ids", to=INT64), b.attribute("first_expert"))
+    local = b.Sub(b.Cast(ids, to=INT64), b.attribute("first_expert"))
     start = b.Expand(b.Cast(b.ConstantOfShape(b.ints(1)), to=FLOAT), b.Shape("x"))
 
     each = b.block()
@@ -36,7 +44,7 @@ def scan_experts(b: Body, stacked: Sequence[str], dense: Callable[..., tuple[str
     gate, up = run.Split(hidden, outputs=2, axis=1, num_outputs=2)
     active = run.Mul(run.Mul(gate, run.Sigmoid(gate)), up)
     y = run.Cast(run.MatMul(active, _transposed_like_x(run, w2)), to=FLOAT)
-    weight = run.Unsqueeze(run.GatherND("weights", run.Transpose(pairs, perm=[1, 0])), run.ints(1))
+    weight = run.Unsqueeze(run.GatherND(weights, run.Transpose(pairs, perm=[1, 0])), run.ints(1))
     added = run.ScatterND(
         "sum_before", run.Unsqueeze(token, run.ints(1)), run.Mul(y, weight), reduction="add"
     )
@@ -47,7 +55,9 @@ def scan_experts(b: Body, stacked: Sequence[str], dense: Callable[..., tuple[str
     )
     following = each.Add("expert", each.scalar(1))
 
-    carried = [ValueInfoProto(name=name) for name in ("sum_before", "expert", *slices)]
+    # ONNX Runtime asks for the rank of what a Scan carries, also where that of x is not known yet
+    before = helper.make_tensor_value_info("sum_before", FLOAT, [None, None])
+    carried = [before, *(ValueInfoProto(name=name) for name in ("expert", *slices))]
     result, _ = b.Scan(
         start,
         b.scalar(0),

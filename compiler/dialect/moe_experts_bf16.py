@@ -17,7 +17,7 @@ from mm2c.dialect.torch_op import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLUGIN = "M2Moe"
+PLUGIN = "M2MoeExpertsBf16"
 
 SCHEMA = define(
     "M2MoeExpertsBf16",

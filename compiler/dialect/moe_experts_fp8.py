@@ -18,7 +18,7 @@ from mm2c.dialect.torch_op import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLUGIN = "M2Moe"
+PLUGIN = "M2MoeExpertsFp8"
 
 SCHEMA = define(
     "M2MoeExpertsFp8",

@@ -16,7 +16,7 @@ from mm2c.dialect.torch_op import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLUGIN = "M2Moe"
+PLUGIN = "M2MoeRouting"
 
 SCHEMA = define(
     "M2MoeRouting",
@@ -29,13 +29,18 @@ SCHEMA = define(
 )
 
 
-def body() -> FunctionProto:
-    b = Body(SCHEMA)
+def route(b: Body) -> tuple[str, str]:
+    """(weights f32[T, k], ids i32[T, k]) of the op's ``logits``, ``bias`` and ``top_k``."""
     scores = b.Sigmoid("logits")
     _, ids = b.TopK(b.Add(scores, "bias"), b.attribute("top_k"), outputs=2, axis=-1, largest=1, sorted=1)
     chosen = b.GatherElements(scores, ids, axis=1)
     weights = b.Div(chosen, b.ReduceSum(chosen, b.ints(-1), keepdims=1))
-    return b.function(weights, b.Cast(ids, to=TensorProto.INT32))
+    return str(weights), str(b.Cast(ids, to=TensorProto.INT32))
+
+
+def body() -> FunctionProto:
+    b = Body(SCHEMA)
+    return b.function(*route(b))
 
 
 def reference(logits: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

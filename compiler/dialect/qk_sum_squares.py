@@ -15,7 +15,7 @@ from mm2c.dialect.torch_op import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLUGIN = "M2QkNorm"
+PLUGIN = "M2QkSumSquares"
 
 SCHEMA = define(
     "M2QkSumSquares",

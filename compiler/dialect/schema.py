@@ -17,8 +17,9 @@ F32 = "tensor(float)"
 I32 = "tensor(int32)"
 TYPE_VARIABLES = {
     "T": (ACTIVATIONS, "activations"),
-    "C": (ACTIVATIONS, "KV cache"),
+    "C": ([*ACTIVATIONS, E4M3], "KV cache"),
     "W": (ACTIVATIONS, "stored dense weights"),
+    "O": (ACTIVATIONS, "results whose type an attribute chooses"),
 }
 
 

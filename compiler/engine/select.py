@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from mm2c.config import Engine
 from mm2c.errors import UserError
 
-BUILDABLE = ("onnxruntime",)
+BUILDABLE: tuple[Engine, ...] = ("onnxruntime", "cuda")
 KNOWN = ("auto", "onnxruntime", "cuda", "tensorrt-rtx", "tensorrt")
+SUPPORTED = (
+    "8.0",
+    "8.6",
+    "8.7",
+    "8.9",
+    "9.0",
+    "10.0",
+    "12.0",
+)  # compute capabilities that kernels are built for
+HIDDEN = ("", "-1")  # values of $CUDA_VISIBLE_DEVICES that show CUDA no device
 SECONDS = 20  # that nvidia-smi gets: it starts the driver where nothing else holds it
 
 
 @dataclass(frozen=True)
 class Choice:
-    engine: str
+    engine: Engine
     reason: str
 
 
-def gpu_name() -> str | None:
-    """Name of the first NVIDIA GPU as nvidia-smi tells it, or None where there is none."""
-    if shutil.which("nvidia-smi") is None:
+@dataclass(frozen=True)
+class Gpu:
+    """``capability``: compute capability as "9.0"; empty where the driver does not tell it."""
+
+    name: str
+    capability: str
+
+
+def find_gpu() -> Gpu | None:
+    """The first NVIDIA GPU as nvidia-smi tells it, or None where there is none or ``$CUDA_VISIBLE_DEVICES`` hides
+    all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN or shutil.which("nvidia-smi") is None:
         return None
+    for fields in ("name,compute_cap", "name"):  # drivers older than 510 do not know compute_cap
+        line = _asked(fields)
+        if line is not None:
+            name, _, capability = line.rpartition(",") if "," in fields else (line, "", "")
+            return Gpu(name.strip(), capability.strip())
+    return None
+
+
+def _asked(fields: str) -> str | None:
     try:
         asked = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             check=False,
@@ -35,7 +65,7 @@ def gpu_name() -> str | None:
     except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is no GPU to build for
         return None
     lines = asked.stdout.strip().splitlines()
-    return lines[0].strip() if asked.returncode == 0 and lines else None
+    return lines[0] if asked.returncode == 0 and lines else None
 
 
 def select_engine(asked: str, *, runs: bool = True) -> Choice:
@@ -46,24 +76,41 @@ def select_engine(asked: str, *, runs: bool = True) -> Choice:
     """
     if asked not in KNOWN:
         raise UserError(f"no engine is called '{asked}'", remedy=f"one of: {', '.join(KNOWN)}")
-    if asked not in ("auto", *BUILDABLE):
+    if asked == "auto":
+        choice = _best()
+    elif asked in BUILDABLE:
+        choice = Choice(BUILDABLE[BUILDABLE.index(asked)], "asked for")
+    else:
         raise UserError(
             f"this version of mm2c does not build the {asked} engine yet",
             where="--engine",
-            remedy="--engine onnxruntime (or auto); the README's support table says what each version builds",
+            remedy=f"--engine {' or '.join(BUILDABLE)} (or auto); the README's support table says what each version "
+            "builds",
         )
-    if runs:
+    if runs and choice.engine == "onnxruntime":
         _check_installed()
-    if asked != "auto":
-        return Choice(asked, "asked for")
-    gpu = gpu_name()
+    return choice
+
+
+def _best() -> Choice:
+    gpu = find_gpu()
     if gpu is None:
         return Choice("onnxruntime", "no NVIDIA GPU on this machine")
-    best = "tensorrt" if find_spec("tensorrt") else "cuda"
-    return Choice(
-        "onnxruntime",
-        f"{gpu} is here, but this version does not build the {best} engine yet; runs on the CPU",
-    )
+    if not gpu.capability:
+        return Choice(
+            "onnxruntime",
+            f"{gpu.name} is here, but its driver is too old for the cuda engine; runs on the CPU",
+        )
+    if gpu.capability not in SUPPORTED:
+        return Choice(
+            "onnxruntime",
+            f"{gpu.name} is here, but the cuda engine has no kernels for compute capability {gpu.capability} "
+            f"(it has {', '.join(SUPPORTED)}); runs on the CPU",
+        )
+    reason = f"{gpu.name} is here (compute capability {gpu.capability})"
+    if find_spec("tensorrt") is not None:
+        reason += "; TensorRT too, but this version builds no engine for it"
+    return Choice("cuda", reason)
 
 
 def _check_installed() -> None:

@@ -1,4 +1,4 @@
-"""Fast lowering, step 0: what only the last token needs is computed for the last token only."""
+"""Lowerings that generate: what only the last token needs is computed for the last token only."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _TOKENWISE: dict[str, slice] = {
     "MatMul": slice(0, 1),
     "Reshape": slice(0, 1),
     "M2Fp8Linear": slice(0, 1),
+    "M2DenseLinear": slice(0, 1),
+    "M2RouterLinear": slice(0, 1),
     "M2MoeRouting": slice(0, 1),
     "M2MoeExpertsFp8": slice(0, 3),
     "M2MoeExpertsBf16": slice(0, 3),

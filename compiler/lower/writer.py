@@ -18,6 +18,7 @@ _TYPES = {
     "f16": ir.DataType.FLOAT16,
     "e4m3": ir.DataType.FLOAT8E4M3FN,
 }
+DTYPES = {kind: name for name, kind in _TYPES.items()}  # the recipes' names
 
 
 def as_f32(recipe: Recipe) -> Recipe:

@@ -24,7 +24,7 @@ from mm2c.serve.run_directory import RunDirectory
 from mm2c.serve.secret import blank, new_secret, restrictions
 from mm2c_runtime.memory import VARIABLE as KV_TOKENS_VARIABLE
 from mm2c_runtime.openai.api_keys import VARIABLE as API_KEYS_VARIABLE
-from mm2c_runtime.server.launcher import absolute_folders
+from mm2c_runtime.server.child import absolute_folders
 from mm2c_runtime.stub.keeper import CHECKSUMS_VARIABLE
 from mm2c_runtime.stub.model_control import ADDRESS_VARIABLE, SECRET_VARIABLE
 from mm2c_runtime.stub.paths import SOCKET_VARIABLE

@@ -47,7 +47,8 @@ def verify_checkpoint(
 
     Raises:
         BundleError: the bundle is altered.
-        UserError: it is not of this checkpoint, has no weights or no such lowering, or a context of one token.
+        UserError: it is not of this checkpoint, has no weights or no such lowering, is for another engine than
+            ONNX Runtime, or has a context of one token.
     """
     from mm2c.checkpoint import Checkpoint
     from mm2c.verify.same import check_same
@@ -58,6 +59,13 @@ def verify_checkpoint(
             "the bundle was built from config.json alone: it has no weights to verify",
             where=str(bundle),
             remedy="build it from a checkpoint, without --config-only",
+        )
+    if manifest.engine != "onnxruntime":
+        raise UserError(
+            f"`mm2c verify` computes on the CPU, in fp32: it cannot run a bundle for the {manifest.engine} engine",
+            where=str(bundle),
+            remedy="build the checkpoint with --engine onnxruntime too, and verify that bundle: it is made of the same "
+            "traced graph and weights",
         )
     known = list(manifest.lowerings)
     if lowering != "all" and lowering not in known:

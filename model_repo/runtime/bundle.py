@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args, overload
 
 from tokenizers import Tokenizer
 
+from mm2c_runtime.chat import ChatTemplate, will_reason
 from mm2c_runtime.checksums import check_contents, check_sizes
 from mm2c_runtime.completion import Completion, Deltas, Stream
 from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
-from mm2c_runtime.executors.base import Executor
+from mm2c_runtime.executors.load import load_executor
 from mm2c_runtime.generation import Preparer
 from mm2c_runtime.generation_defaults import GenerationDefaults
-from mm2c_runtime.kv import RowPool
 from mm2c_runtime.manifest import Manifest
 from mm2c_runtime.manifest_file import read_manifest
-from mm2c_runtime.memory import check_memory, kv_budget
+from mm2c_runtime.memory import asked_tokens, check_memory, kv_budget
+from mm2c_runtime.page_pool import pool_for
 from mm2c_runtime.requests import parse_request
 from mm2c_runtime.scheduling.scheduler import Scheduler
 
@@ -51,30 +51,39 @@ class Bundle:
         threads: int | None = None,
         kv_tokens: int | None = None,
         verify_checksums: Checksums = "full",
+        ops: str = "",
     ) -> Bundle:
         """Checks the bundle and loads it. ``lowering``: "fast" or "portable"; ``threads``: CPU threads of the
-        model; ``kv_tokens``: how many tokens, prompts and answers, all running requests may hold together
-        (default ``$MM2C_KV_TOKENS``, else every row full), a request waits until its prompt and max_tokens
-        fit; ``verify_checksums``: "full" hashes every file that changed since it was last hashed, "sizes"
-        only compares sizes. Raises BundleError naming what is wrong, where, and the remedy: also where
-        weights and KV cache do not fit into the memory that is available."""
+        model; both are for ONNX Runtime. ``kv_tokens``: how many tokens, prompts and answers, all running
+        requests may hold together (default ``$MM2C_KV_TOKENS``, else every row full, or what a GPU has room
+        for), a request waits until its prompt and max_tokens fit; ``verify_checksums``: "full" hashes every
+        file that changed since it was last hashed, "sizes" only compares sizes. ``ops`` ("module:class")
+        replaces the kernels of the cuda engine and runs it on the CPU, for tests. Raises BundleError naming what
+        is wrong, where, and the remedy: also where weights and KV cache do not fit into the memory that is
+        available."""
         folder = Path(folder)
         _check_arguments(threads, verify_checksums)
         manifest = read_manifest(folder)
         _check_servable(folder, manifest, lowering)
+        asked = asked_tokens(kv_tokens, manifest.limits)
         budget = kv_budget(kv_tokens, manifest.limits)
-        check_memory(folder, manifest, lowering, budget)
+        if manifest.engine == "onnxruntime":
+            check_memory(folder, manifest, lowering, budget)
         if verify_checksums == "full":
             check_contents(folder, manifest.files)
         elif verify_checksums == "sizes":
             check_sizes(folder, manifest.files)
-        preparer, token_bytes = _text_side(folder, manifest, budget)
-        executor = _executor(folder, manifest, lowering, threads)
+        text = _text_side(folder, manifest)
+        executor = load_executor(
+            folder, manifest, lowering=lowering, threads=threads, kv_tokens=asked, ops=ops
+        )
         limits = executor.limits
-        pool = RowPool(limits.max_rows, limits.context, budget)
+        pool = pool_for(limits, executor.kv, budget)
         scheduler = Scheduler(pool, prefill_chunk=limits.prefill_chunk)
-        engine = Engine(executor, scheduler, preparer, token_bytes)
-        return cls(folder, manifest, lowering, engine, kv_tokens=budget)
+        preparer = text(pool.budget)
+        engine = Engine(executor, scheduler, preparer, TokenBytes(preparer.tokenizer))
+        runs = lowering if manifest.engine == "onnxruntime" else manifest.engine
+        return cls(folder, manifest, runs, engine, kv_tokens=pool.budget)
 
     @overload
     def generate(
@@ -176,13 +185,26 @@ def _check_servable(folder: Path, manifest: Manifest, lowering: str) -> None:
             where=str(folder),
             remedy="build it without --config-only",
         )
-    if manifest.engine != "onnxruntime":
+    if manifest.engine not in ("onnxruntime", "cuda"):
         raise BundleError(
             f"the bundle is for the engine {manifest.engine}, which this runtime does not have",
             where=str(folder),
-            remedy="build it with `--engine onnxruntime`",
+            remedy="build it with `--engine onnxruntime` or `--engine cuda`",
         )
-    if lowering not in manifest.lowerings:
+    if manifest.engine == "cuda":
+        if manifest.cuda is None:
+            raise BundleError(
+                "the bundle is for the engine cuda and names no programs of it",
+                where=str(folder / "manifest.json"),
+                remedy="build the bundle again with `mm2c build … --force`",
+            )
+        if lowering != "fast":
+            raise BundleError(
+                f"the bundle is for the engine cuda and has no lowering {lowering!r}",
+                where=str(folder),
+                remedy="leave the lowering out",
+            )
+    elif lowering not in manifest.lowerings:
         raise BundleError(
             f"the bundle has no lowering {lowering!r}; it has {', '.join(sorted(manifest.lowerings))}",
             where=str(folder),
@@ -190,9 +212,8 @@ def _check_servable(folder: Path, manifest: Manifest, lowering: str) -> None:
         )
 
 
-def _text_side(folder: Path, manifest: Manifest, kv_tokens: int) -> tuple[Preparer, TokenBytes]:
-    from mm2c_runtime.chat import ChatTemplate, will_reason
-
+def _text_side(folder: Path, manifest: Manifest) -> Callable[[int], Preparer]:
+    """All that is read of tokenizer, template and defaults; what is missing is the KV budget in tokens."""
     path = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -202,29 +223,16 @@ def _text_side(folder: Path, manifest: Manifest, kv_tokens: int) -> tuple[Prepar
             where=str(path),
             remedy="build the bundle again with `mm2c build … --force`",
         ) from None
-    preparer = Preparer(
+    template = ChatTemplate.from_bundle(folder)
+    defaults = GenerationDefaults.load(
+        folder / "generation_config.json", eos=manifest.model.eos, vocab=manifest.model.vocab
+    )
+    return lambda kv_tokens: Preparer(
         tokenizer,
-        ChatTemplate.from_bundle(folder),
-        GenerationDefaults.load(
-            folder / "generation_config.json", eos=manifest.model.eos, vocab=manifest.model.vocab
-        ),
+        template,
+        defaults,
         context=manifest.limits.context,
         kv_tokens=kv_tokens,
         vocab=manifest.model.vocab,
         will_reason=will_reason,
     )
-    return preparer, TokenBytes(tokenizer)
-
-
-def _executor(folder: Path, manifest: Manifest, lowering: str, threads: int | None) -> Executor:
-    try:
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise BundleError(
-            f"the bundle runs on ONNX Runtime, which cannot be imported: {error}",
-            where=sys.prefix,
-            remedy="pip install 'mm2c[cpu]', or `pip install '.[cpu]'` in mm2c's folder",
-        ) from None
-    from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
-
-    return OnnxRuntimeExecutor(folder, manifest, lowering=lowering, threads=threads)

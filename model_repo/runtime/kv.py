@@ -75,6 +75,11 @@ class RowPool:
             raise ValueError(f"row {row}: {state.written} + {tokens} tokens, {state.reserved} were set aside")
         state.written += tokens
 
+    def take_blocks(self, row: int) -> list[int]:
+        """Pages that ``row`` was given and no step has been told of; linear rows have none."""
+        self._state(row)
+        return []
+
     def length(self, row: int) -> int:
         """Positions of ``row`` that hold a token."""
         return self._state(row).written

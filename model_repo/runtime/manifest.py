@@ -1,7 +1,8 @@
 """``manifest.json``: what a bundle holds and how its rank programs are run. Written by the compiler, read here.
 
-A rank program is a chain of segments cut at the collectives: segment 0, collective 0, segment 1, … The values
-that travel between segments are named; a collective reads one value of every rank and writes another.
+For ONNX Runtime a rank program is a chain of segments cut at the collectives: segment 0, collective 0, segment 1, …
+The values that travel between segments are named; a collective reads one value of every rank and writes another.
+For the cuda engine it is one list of nodes in a file of its own, collectives among them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 1
+FORMAT = 2
 
 
 class _Frozen(BaseModel):
@@ -95,6 +96,37 @@ class Lowering(_Frozen):
     padded: bool
 
 
+class PagedKvSpec(_Frozen):
+    """Cache of one rank: per layer ``k_cache.{l}`` and ``v_cache.{l}`` of [pages, page, kv_heads, head_dim];
+    ``fp8`` is float8_e4m3fn without a scale."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    page: int  # tokens
+    dtype: Literal["bf16", "fp8"]
+
+
+class CudaRank(_Frozen):
+    """``program``: the rank's nodes as JSON; ``weights``: the tensors that they read. Paths in the bundle."""
+
+    rank: int
+    program: str
+    weights: str
+    kv: PagedKvSpec
+
+
+class CudaProgram(_Frozen):
+    """Rank programs that the plugin library runs. ``library`` and ``host`` are paths in the bundle; ``version``
+    and ``abi`` are the library's own."""
+
+    ranks: list[CudaRank]
+    library: str
+    host: str
+    version: str
+    abi: int
+
+
 class CheckpointInfo(_Frozen):
     source: str  # folder or hub id, as given
     revision: str | None
@@ -117,7 +149,8 @@ class Manifest(_Frozen):
     limits: Limits
     logits: Literal["last", "all"]
     checkpoint: CheckpointInfo | None  # None: built from config.json alone, cannot be served
-    lowerings: dict[str, Lowering]  # "fast" and "portable"
+    lowerings: dict[str, Lowering]  # of ONNX Runtime: "fast" and "portable"; empty for other engines
+    cuda: CudaProgram | None = None  # of the cuda engine
     libraries: dict[str, str]  # name -> version at build
     files: dict[str, FileEntry]  # every other file of the bundle, by path relative to it
     seal: str = ""  # ``sealed``'s digest of all of the above; empty: not checked

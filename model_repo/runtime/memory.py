@@ -29,8 +29,11 @@ class Needs:
         return self.weights + self.copies + tokens * self.per_token
 
 
-def kv_budget(asked: int | None, limits: Limits, environment: Mapping[str, str] = os.environ) -> int:
-    """Tokens that all rows may hold together: ``asked``, else ``$MM2C_KV_TOKENS``, else every row full.
+def asked_tokens(
+    asked: int | None, limits: Limits, environment: Mapping[str, str] = os.environ
+) -> int | None:
+    """Tokens that all rows may hold together: ``asked``, else ``$MM2C_KV_TOKENS``, at most every row full; None where
+    neither says.
 
     Raises BundleError where that is no number of at least 1.
     """
@@ -39,7 +42,7 @@ def kv_budget(asked: int | None, limits: Limits, environment: Mapping[str, str] 
         (str(asked), "kv_tokens") if asked is not None else (environment.get(VARIABLE), f"${VARIABLE}")
     )
     if not text:
-        return most
+        return None
     if not text.isdecimal() or int(text) < 1:
         raise BundleError(
             f"the KV budget is {text!r}, not a whole number of tokens of at least 1",
@@ -47,6 +50,12 @@ def kv_budget(asked: int | None, limits: Limits, environment: Mapping[str, str] 
             remedy=f"this bundle's rows hold at most {most} tokens together; without {where} that is the budget",
         )
     return min(int(text), most)
+
+
+def kv_budget(asked: int | None, limits: Limits, environment: Mapping[str, str] = os.environ) -> int:
+    """The same, every row full where nobody says. Raises BundleError."""
+    tokens = asked_tokens(asked, limits, environment)
+    return limits.max_rows * limits.context if tokens is None else tokens
 
 
 def check_memory(folder: Path, manifest: Manifest, lowering: str, tokens: int) -> None:

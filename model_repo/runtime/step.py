@@ -38,7 +38,8 @@ class RowStep:
 
     ``sampling`` comes with the row's first step only. ``token_index`` counts generated tokens and is the
     Philox counter. ``history`` holds ids for the penalties: everything so far on the first step, then deltas.
-    ``bitmask`` says what may be sampled. ``logprobs``: how many alternatives, or None.
+    ``bitmask`` says what may be sampled. ``logprobs``: how many alternatives, or None. ``blocks``: pages that
+    the row is given, in order of positions: on its first step all of them, where the cache has pages.
     """
 
     row: int
@@ -52,7 +53,7 @@ class RowStep:
     generated: list[int] = field(default_factory=list)  # of ``history``, those that the model generated
     bitmask: Bitmask | None = None
     logprobs: int | None = None
-    blocks: list[int] = field(default_factory=list)  # block-table delta; empty for linear rows
+    blocks: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ import pytest
 from remembering import RememberingReference
 
 import mm2c.trace
+from mm2c.pipeline import BuildRequest, build_bundle
+
+SIZES = dict(context=256, max_rows=6, prefill_chunk=48)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def _one_trace_for_all_layouts() -> Iterator[None]:
     original, known = mm2c.trace.trace, {}
 
     def remembering(config: Any, formats: Any, options: Any, recipes: Any, **more: Any) -> Any:
-        key = (config, formats, options.context, options.all_logits)
+        key = (config, formats, options.context, options.all_logits, *sorted(more.items()))
         if key not in known:
             known.clear()
             known[key] = original(config, formats, options, recipes, **more)
@@ -32,3 +35,32 @@ def _one_trace_for_all_layouts() -> Iterator[None]:
     mm2c.trace.trace = remembering
     yield
     mm2c.trace.trace = original
+
+
+@pytest.fixture(scope="session")
+def cpu_bundle(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint for ONNX Runtime."""
+    output = tmp_path_factory.mktemp("cpu") / "bundle"
+    request = BuildRequest(source=str(tiny_m2), output=output, engine="onnxruntime", cache=False, **SIZES)
+    build_bundle(request)
+    return output
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle(tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for the cuda engine, without its library."""
+    from cuda_reference import build_cuda_bundle
+
+    folder = tmp_path_factory.mktemp("cuda")
+    return build_cuda_bundle(tiny_m2, folder / "bundle", folder / "library", **SIZES)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch's threads wait for each other by spinning; small tensors gain nothing from them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

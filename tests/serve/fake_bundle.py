@@ -28,7 +28,7 @@ def _manifest() -> dict[str, object]:
     }  # fmt: skip
     checkpoint = {"source": "none", "revision": None, "identity": "0", "format": "fp8"}
     return {
-        "format": 1,
+        "format": 2,
         "mm2c_version": "0.1.0",
         "build_key": "0",
         "engine": "onnxruntime",

@@ -14,15 +14,19 @@ from mm2c_runtime.step import StepBatch, StepResult
 
 @dataclass(frozen=True, slots=True)
 class KvFacts:
-    """The KV cache of all ranks together: linear rows of ``context`` tokens, ``bytes_per_token`` each.
+    """The KV cache of all ranks together: rows of up to ``context`` tokens, ``bytes_per_token`` each.
 
     ``rows`` counts physical rows. It is one more than ``Limits.max_rows``: the spare row lets
-    ``mm2c_runtime.kv.RowPool`` exchange two rows by copies. Memory is committed as it is written.
+    ``mm2c_runtime.kv.RowPool`` exchange two rows by copies. ``page`` 0: the rows are linear, and memory is
+    committed as it is written. Otherwise rows are made of the ``pages`` pages of ``page`` tokens, which are there
+    from the start.
     """
 
     rows: int
     context: int
     bytes_per_token: int
+    page: int = 0
+    pages: int = 0
 
 
 class Executor(Protocol):

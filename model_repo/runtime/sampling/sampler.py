@@ -24,6 +24,7 @@ from mm2c_runtime.sampling.uniform import TokenUniform
 from mm2c_runtime.step import Bitmask, RowResult, RowStep, SamplingParams
 
 NON_FINITE = "the model's logits are not finite"
+NOTHING_ALLOWED = "the grammar allows no token here"
 
 
 @dataclass(slots=True)
@@ -86,10 +87,18 @@ class Sampler:
                 results.append(self._sample_row(logits[index], step, int(best[index])))
         return results
 
-    def _sample_row(self, raw: NDArray[np.float32], step: RowStep, best: int) -> RowResult:
-        state = self._rows.get(step.row)
+    def parameters(self, row: int) -> SamplingParams:
+        """Of a row that is to be sampled; ValueError where it never had any."""
+        return self._state(row).params
+
+    def _state(self, row: int) -> RowState:
+        state = self._rows.get(row)
         if state is None:
-            raise ValueError(f"row {step.row} is sampled but never had sampling parameters")
+            raise ValueError(f"row {row} is sampled but never had sampling parameters")
+        return state
+
+    def _sample_row(self, raw: NDArray[np.float32], step: RowStep, best: int) -> RowResult:
+        state = self._state(step.row)
         params, logits = state.params, raw
         try:
             bitmask = _there(step.bitmask)
@@ -106,7 +115,7 @@ class Sampler:
                 forbid(logits, bitmask, raw if state.history is None else logits, self._bounds)
             best = int(greedy(logits))
             if logits[best] == -np.inf:
-                return RowResult(step.row, error="the grammar allows no token here")
+                return RowResult(step.row, error=NOTHING_ALLOWED)
         token = best
         if params.temperature > 0.0:
             token = draw(logits, params, self._uniform(params.seed, step.token_index), self._weights)

@@ -150,6 +150,7 @@ class Scheduler:
             new_len=end - sequence.past_len,
             sample=end == len(sequence.prompt),
             logprobs=sequence.logprobs,
+            blocks=self.pool.take_blocks(sequence.row),
         )
         if sequence.past_len == 0:
             step.sampling = sequence.sampling
@@ -179,6 +180,7 @@ class Scheduler:
             generated=news,
             bitmask=allowed.bitmask(sequence.generated) if allowed is not None else None,
             logprobs=sequence.logprobs,
+            blocks=self.pool.take_blocks(sequence.row),
         )
 
     def apply(self, result: StepResult) -> list[Outcome]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.server.child import child_environment, python
 from mm2c_runtime.server.client import EngineClient
 from mm2c_runtime.server.protocol import remove_stale
 
 _POLL_SECONDS = 0.02
-_FOLDERS = ("MM2C_CACHE", "XDG_CACHE_HOME", "TMPDIR")  # that the engine reads from its environment
 
 
 class EngineProcess:
@@ -47,7 +46,7 @@ class EngineProcess:
                 "--threads": threads,
                 "--kv-tokens": kv_tokens,
             }
-            command = [_python(), "-m", "mm2c_runtime.server.process"]
+            command = [python(), "-m", "mm2c_runtime.server.process"]
             for name, value in options.items():
                 command += [] if value is None else [name, str(value)]
         self._command = list(command)
@@ -66,8 +65,9 @@ class EngineProcess:
         if self.alive:
             raise RuntimeError(f"the engine process {self.pid} is still running")
         arguments = ["--socket", self.socket_path, "--parent", str(os.getpid())]
+        environment, folder = child_environment()
         self._process = subprocess.Popen(
-            [*self._command, *arguments], stdin=subprocess.DEVNULL, env=_environment(), cwd=_package().parent
+            [*self._command, *arguments], stdin=subprocess.DEVNULL, env=environment, cwd=folder
         )
 
     def wait_ready(self, timeout: float) -> None:
@@ -130,37 +130,3 @@ class EngineProcess:
         if status is None:
             return "is gone"
         return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
-
-
-def _python() -> str:
-    """This interpreter. Embedded in another program (Triton's stub) ``sys.executable`` may name that one,
-    or none."""
-    if Path(sys.executable or "").name.startswith("python"):
-        return sys.executable
-    return str(Path(sys.prefix) / "bin" / "python3")
-
-
-def absolute_folders(environment: Mapping[str, str]) -> dict[str, str]:
-    """The folders that ``environment`` names for the engine, absolute: for a child that runs in another one."""
-    found = {name: os.path.abspath(environment[name]) for name in _FOLDERS if environment.get(name)}
-    if "PYTHONPATH" in environment:
-        paths = environment["PYTHONPATH"].split(os.pathsep)
-        found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
-    return found
-
-
-def _environment() -> dict[str, str]:
-    """The child must find this very package, wherever its parent found it, and every folder that is named
-    relative to the parent's."""
-    changed = absolute_folders(os.environ)
-    found = _package()
-    if found.name == "mm2c_runtime":  # else an editable install maps the name to it, also in the child
-        paths = [str(found.parent), *filter(None, [changed.get("PYTHONPATH")])]
-        changed["PYTHONPATH"] = os.pathsep.join(paths)
-    return {**os.environ, **changed}
-
-
-def _package() -> Path:
-    import mm2c_runtime
-
-    return Path(mm2c_runtime.__file__).resolve().parent

@@ -82,11 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--kv-tokens",
         type=int,
         default=None,
-        help="tokens of KV cache (default $MM2C_KV_TOKENS, else all rows)",
+        help="tokens of KV cache (default $MM2C_KV_TOKENS, else all rows, or what the GPU has room for)",
     )
     parser.add_argument(
         "--checksums", default="full", choices=["sizes", "full"], help="what to check at start"
     )
+    parser.add_argument(
+        "--ops", default="", help=argparse.SUPPRESS
+    )  # in tests: module:class, see Bundle.load
     parser.add_argument("--parent", type=int, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     die_with_parent(options.parent)
@@ -103,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             threads=options.threads,
             kv_tokens=options.kv_tokens,
             verify_checksums=options.checksums,
+            ops=options.ops,
         )
         serve(bundle.engine, options.socket, bundle.describe())
     except BundleError as error:

@@ -77,6 +77,6 @@ def test_nothing_an_empty_folder_and_a_bundle_may_be_built_at(tmp_path: Path, ch
     (tmp_path / "empty").mkdir()
     check_place(tmp_path / "empty", checkpoint, force=False)
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "manifest.json").write_text('{"format": 1, "mm2c_version": "0.1", trunca')
+    (tmp_path / "bundle" / "manifest.json").write_text('{"format": 2, "mm2c_version": "0.1", trunca')
     assert is_bundle(tmp_path / "bundle")
     check_place(tmp_path / "bundle", checkpoint, force=True)

@@ -60,7 +60,7 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 1, "surprise": 2}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 99}', '{"format": 2, "surprise": 2}'])
 def test_a_broken_manifest_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(BundleError):

@@ -8,12 +8,25 @@ from typing import Any
 import pytest
 
 from mm2c.engine import select
-from mm2c.engine.select import gpu_name, select_engine
+from mm2c.engine.select import SUPPORTED, Gpu, find_gpu, select_engine
 from mm2c.errors import UserError
+
+H200 = Gpu("NVIDIA H200", "9.0")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def put(found: Gpu | None) -> None:
+        monkeypatch.setattr(select, "find_gpu", lambda: found)
+
+    return put
 
 
 @pytest.mark.parametrize("asked", ["auto", "onnxruntime"])
-def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+def test_an_engine_that_is_not_installed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, gpu: Any, asked: str
+) -> None:
+    gpu(None)
     monkeypatch.setattr(select, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="ONNX Runtime is not installed") as refused:
         select_engine(asked)
@@ -21,13 +34,55 @@ def test_an_engine_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
     assert select_engine(asked, runs=False).engine == "onnxruntime"  # graphs alone need none
 
 
-def test_a_gpu_is_named_with_what_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "gpu_name", lambda: "NVIDIA H200")
+def test_auto_takes_the_gpu_s_engine_and_names_the_gpu(monkeypatch: pytest.MonkeyPatch, gpu: Any) -> None:
+    monkeypatch.setattr(select, "find_spec", lambda name: None)  # ONNX Runtime is not needed then
+    gpu(H200)
+    choice = select_engine("auto")
+    assert choice.engine == "cuda"
+    assert choice.reason == "NVIDIA H200 is here (compute capability 9.0)"
+    gpu(None)
+    monkeypatch.undo()
+    gpu(None)
+    assert select_engine("auto") == select.Choice("onnxruntime", "no NVIDIA GPU on this machine")
+
+
+def test_tensorrt_beside_the_gpu_is_not_passed_over_in_silence(
+    monkeypatch: pytest.MonkeyPatch, gpu: Any
+) -> None:
+    monkeypatch.setattr(select, "find_spec", lambda name: object())
+    gpu(H200)
+    choice = select_engine("auto")
+    assert choice.engine == "cuda"
+    assert "TensorRT too, but this version builds no engine for it" in choice.reason
+
+
+@pytest.mark.parametrize("capability", SUPPORTED)
+def test_every_supported_capability_takes_cuda(gpu: Any, capability: str) -> None:
+    gpu(Gpu("a GPU", capability))
+    assert select_engine("auto").engine == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("capability", "why"), [("7.5", "no kernels for compute capability 7.5"), ("", "driver is too old")]
+)
+def test_a_gpu_without_kernels_says_why_the_cpu_is_taken(gpu: Any, capability: str, why: str) -> None:
+    gpu(Gpu("NVIDIA T4", capability))
     choice = select_engine("auto")
     assert choice.engine == "onnxruntime"
-    assert "NVIDIA H200 is here, but this version does not build" in choice.reason
-    monkeypatch.setattr(select, "gpu_name", lambda: None)
-    assert select_engine("auto").reason == "no NVIDIA GPU on this machine"
+    assert "NVIDIA T4 is here, but" in choice.reason
+    assert why in choice.reason
+
+
+def test_cuda_is_built_where_there_is_no_gpu(gpu: Any) -> None:
+    gpu(None)
+    assert select_engine("cuda") == select.Choice("cuda", "asked for")
+
+
+@pytest.mark.parametrize("asked", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_that_is_not_built_yet_is_refused(asked: str) -> None:
+    with pytest.raises(UserError, match="does not build") as refused:
+        select_engine(asked)
+    assert "--engine onnxruntime or cuda" in refused.value.remedy
 
 
 @pytest.mark.parametrize("fault", [subprocess.TimeoutExpired("nvidia-smi", 1), OSError("no such file")])
@@ -37,4 +92,28 @@ def test_a_driver_that_does_not_answer_is_no_gpu(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(select.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(select.subprocess, "run", run)
-    assert gpu_name() is None
+    assert find_gpu() is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ({"name,compute_cap": "NVIDIA H200, 9.0\nNVIDIA H200, 9.0\n"}, H200),
+        ({"name": "Tesla V100\n"}, Gpu("Tesla V100", "")),  # a driver that does not know compute_cap
+        ({"name,compute_cap": "\n"}, None),
+        ({}, None),
+    ],
+)
+def test_what_nvidia_smi_says(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], found: Gpu | None
+) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        text = answers.get(command[1].removeprefix("--query-gpu="))
+        return subprocess.CompletedProcess(command, 6 if text is None else 0, stdout=text or "", stderr="")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(select.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(select.subprocess, "run", run)
+    assert find_gpu() == found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the way to hide GPUs from a program
+    assert find_gpu() is None

@@ -100,7 +100,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, verb: str, json_: tuple[st
     [
         ("tokenizer.json", "{}", ("tokenizer.json", "bytes, the manifest says")),
         ("manifest.json", "{", ("not valid JSON",)),
-        ("manifest.json", '{"format": 2}', ("format 2", "reads format 1", "build it again")),
+        ("manifest.json", '{"format": 1}', ("format 1", "reads format 2", "build it again")),
         ("rank0/model.onnx", None, ("model.onnx was altered", "--force")),
         ("config.json", "", ("config.json",)),
     ],

@@ -149,7 +149,7 @@ def test_an_output_that_cannot_be_written_is_refused(
     refused(mm2c("build", checkpoint, "-o", tmp_path / "file" / "out"), "output")
 
 
-@pytest.mark.parametrize("engine", ["cuda", "tensorrt", "tensorrt-rtx", "warp-drive"])
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx", "warp-drive"])
 def test_engines_of_other_versions_are_refused_by_name(
     mm2c: Callable[..., Result], checkpoint: Path, engine: str, tmp_path: Path
 ) -> None:

@@ -20,12 +20,23 @@ NAMES = [
     "M2MoeRouting",
     "M2MoeExpertsFp8",
     "M2MoeExpertsBf16",
+    "M2MoeFp8",
+    "M2MoeBf16",
+    "M2AddRmsNorm",
+    "M2RouterLinear",
+    "M2DenseLinear",
     "DistCollective",
 ]
+WITHOUT_PLUGIN = {"M2Attention", "M2DenseLinear", "DistCollective"}
 
 
 def test_every_op_is_there() -> None:
     assert sorted(dialect.ops) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plugin_has_the_name_of_its_op(name: str) -> None:
+    assert dialect.ops[name].plugin == (None if name in WITHOUT_PLUGIN else name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,6 +133,31 @@ SAMPLES: dict[str, tuple[object, ...]] = {
         torch.randn(3, 8, 4),
         0,
     ),
+    "M2MoeFp8": (
+        torch.randn(3, 8),
+        torch.randn(3, 3),
+        torch.randn(3),
+        f8(3, 8, 8),
+        torch.rand(3, 2, 1),
+        f8(3, 8, 4),
+        torch.rand(3, 1, 1),
+        2,
+        0,
+        128,
+        128,
+    ),
+    "M2MoeBf16": (
+        torch.randn(3, 8),
+        torch.randn(3, 3),
+        torch.randn(3),
+        torch.randn(3, 8, 8),
+        torch.randn(3, 8, 4),
+        2,
+        0,
+    ),
+    "M2AddRmsNorm": (torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.ones(8), 1e-6),
+    "M2RouterLinear": (torch.randn(3, 8).bfloat16(), torch.randn(5, 8)),
+    "M2DenseLinear": (torch.randn(2, 3, 8).bfloat16(), torch.randn(6, 8).bfloat16(), 1),
     "DistCollective": (torch.randn(2, 3), "all_reduce", "sum", -1, 1, [0], 1, 0),
 }
 

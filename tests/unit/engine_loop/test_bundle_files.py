@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from mm2c_runtime.bundle import Bundle, _executor
+from mm2c_runtime.bundle import Bundle
 from mm2c_runtime.checksums import check_contents, check_sizes, remember_contents
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.load import load_executor
 from mm2c_runtime.manifest import FORMAT, FileEntry
 from mm2c_runtime.manifest_file import read_manifest
 
@@ -145,7 +146,8 @@ def test_no_place_to_remember_hashes(folder: Path, tmp_path: Path) -> None:
     [
         ({"format": 99}, "the bundle has format 99"),
         ({"checkpoint": None}, "built from config.json alone"),
-        ({"engine": "cuda"}, "for the engine cuda"),
+        ({"engine": "tensorrt"}, "for the engine tensorrt, which this runtime does not have"),
+        ({"engine": "cuda"}, "for the engine cuda and names no programs"),
         ({"lowerings": {}}, "has no lowering 'fast'"),
         ({"limits": {"context": "many", "max_rows": 1, "prefill_chunk": 1}}, "limits.context: "),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
@@ -169,9 +171,23 @@ def test_no_manifest(tmp_path: Path) -> None:
 def test_without_onnxruntime_the_remedy_is_its_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BundleError, match="ONNX Runtime, which cannot be imported") as caught:
-        _executor(folder, read_manifest(folder), "fast", None)
+        load(folder)
     assert "pip install 'mm2c[cpu]'" in caught.value.remedy
     assert "pip install '.[cpu]'" in caught.value.remedy
+
+
+def test_without_torch_the_remedy_is_the_extra_of_the_cuda_engine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(folder, engine="cuda")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BundleError, match="torch cannot be imported") as caught:
+        load(folder)
+    assert "pip install 'mm2c[cuda]'" in caught.value.remedy
+
+
+def load(folder: Path) -> None:
+    load_executor(folder, read_manifest(folder), lowering="fast", threads=None, kv_tokens=None)
 
 
 def test_imports_stay_light() -> None:

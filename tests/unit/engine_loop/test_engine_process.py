@@ -215,7 +215,9 @@ def test_nothing_is_imported_from_the_folder_it_was_started_in(
     if layout == "bundle":
         package = Path(launcher.__file__).parents[1]
         shutil.copytree(package, tmp_path / "bundle/runtime/mm2c_runtime")
-        monkeypatch.setattr(launcher, "_package", lambda: tmp_path / "bundle/runtime/mm2c_runtime")
+        monkeypatch.setattr(
+            "mm2c_runtime.server.child._package", lambda: tmp_path / "bundle/runtime/mm2c_runtime"
+        )
     engine = EngineProcess("missing", "s.sock")
     engine.start()
     with pytest.raises(BundleError, match="exited with status 1"):

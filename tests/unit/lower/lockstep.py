@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from mm2c.config import Mapping, ModelConfig
+from mm2c.config import PAGE, Mapping, ModelConfig
 from mm2c.lower.cut import cut
 from mm2c.lower.program import LoweredRank, Program
 from mm2c.passes.shard import shard
@@ -41,9 +41,9 @@ class Lockstep:
     def step(self, ids: Array, past: Sequence[int], new: Sequence[int], first_row: int = 0) -> Array:
         rows = slice(first_row, first_row + len(ids))
         lengths = {"past_len": np.asarray(past, np.int32), "new_len": np.asarray(new, np.int32)}
+        views = [self._views(cache, rows) for cache in self.caches]
         env: list[dict[str, Any]] = [
-            {"input_ids": ids.astype(np.int64), **lengths, **{n: c[rows] for n, c in cache.items()}}
-            for cache in self.caches
+            {"input_ids": ids.astype(np.int64), **lengths, **self._more(rows), **view} for view in views
         ]
         collectives = self.ranks[0].collectives
         for i in range(len(collectives) + 1):
@@ -56,12 +56,20 @@ class Lockstep:
                 for values in env:
                     values[record.output] = joined
         if not self.ranks[0].in_place:
-            for cache, values in zip(self.caches, env, strict=True):
-                for name, whole in cache.items():
-                    whole[rows] = values[name.replace("_cache", "_cache_out")]
+            for view, values in zip(views, env, strict=True):
+                for name, part in view.items():
+                    part[...] = values[name.replace("_cache", "_cache_out")]
         for values in env[1:]:
             np.testing.assert_array_equal(values["logits"], env[0]["logits"])
         return np.array(env[0]["logits"])
+
+    def _views(self, cache: dict[str, Array], rows: slice) -> dict[str, Array]:
+        """What of a rank's caches the step reads and writes."""
+        return {name: whole[rows] for name, whole in cache.items()}
+
+    def _more(self, rows: slice) -> dict[str, Array]:
+        """Further inputs of the step."""
+        return {}
 
     def _run(self, session: ort.InferenceSession, env: dict[str, Any], in_place: bool) -> None:
         binding = session.io_binding()
@@ -85,6 +93,25 @@ class Lockstep:
             source = name.replace("_cache_out", "_cache")
             if in_place and source != name:
                 env[source][...] = env[name]
+
+
+class PagedLockstep(Lockstep):
+    """The same for programs over pages: a row's pages lie scattered in one pool, and the table's rest is junk."""
+
+    def reset(self, rows: int, capacity: int) -> None:
+        each = -(-capacity // PAGE)
+        pages = rows * each + 3
+        order = np.random.default_rng(1).permutation(pages)[: rows * each].astype(np.int32)
+        self.table = np.concatenate([order.reshape(rows, each), np.full((rows, 2), -7, np.int32)], 1)
+        shape = (pages, PAGE, self.config.kv_heads // len(self.ranks), self.config.head_dim)
+        names = [f"{x}_cache.{i}" for i in range(self.config.layers) for x in "kv"]
+        self.caches = [{name: np.zeros(shape, np.float32) for name in names} for _ in self.ranks]
+
+    def _views(self, cache: dict[str, Array], rows: slice) -> dict[str, Array]:
+        return dict(cache)
+
+    def _more(self, rows: slice) -> dict[str, Array]:
+        return {"block_table": self.table[rows]}
 
 
 def _session(segment: ir.Model, program: Program, reader: TensorReader) -> ort.InferenceSession:

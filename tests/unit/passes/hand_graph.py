@@ -181,4 +181,5 @@ class RandomCheckpoint:
             values = 0.2 * values
         elif "embed" not in key:
             values = values / math.sqrt(source.shape[-1])
-        return values.astype({"bf16": ml_dtypes.bfloat16, "f32": np.float32}[source.dtype])
+        kinds = {"bf16": ml_dtypes.bfloat16, "f32": np.float32, "f16": np.float16}
+        return values.astype(kinds[source.dtype])

@@ -14,9 +14,11 @@ ROOT = Path(__file__).resolve().parents[3]
 PREFIXES = {"compiler": "mm2c", "plugins": "mm2c_plugins", "model_repo/runtime": "mm2c_runtime"}
 
 
-def _imports(path: Path) -> set[str]:
+def _imports(path: Path, *, at_once: bool = False) -> set[str]:
+    """Modules that a file imports; ``at_once``: when it is imported itself, not only in a function or for types."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -35,14 +37,23 @@ def test_every_package_is_listed_in_pyproject() -> None:
     assert listed == on_disk
 
 
-def test_the_runtime_never_imports_the_compiler_nor_torch() -> None:
+def test_the_runtime_never_imports_the_compiler_nor_transformers() -> None:
     for path in (ROOT / "model_repo").rglob("*.py"):
         tops = {name.split(".")[0] for name in _imports(path)}
-        assert not tops & {"mm2c", "torch", "transformers"}, path
+        assert not tops & {"mm2c", "transformers"}, path
+
+
+def test_only_the_cuda_executor_needs_torch() -> None:
+    """Serving on ONNX Runtime works without torch; elsewhere it is imported when the cuda engine is asked for."""
+    runtime = ROOT / "model_repo" / "runtime"
+    for path in (ROOT / "model_repo").rglob("*.py"):
+        if (runtime / "executors" / "cuda") not in path.parents:
+            assert "torch" not in {name.split(".")[0] for name in _imports(path, at_once=True)}, path
 
 
 @pytest.mark.parametrize(
-    "module", ["mm2c.cli.main", "mm2c.checkpoint", "mm2c.pipeline", "mm2c_runtime.manifest"]
+    "module",
+    ["mm2c.cli.main", "mm2c.checkpoint", "mm2c.pipeline", "mm2c_runtime.manifest", "mm2c_runtime.bundle"],
 )
 def test_start_up_imports_neither_torch_nor_transformers(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'onnxruntime') if m in sys.modules])"

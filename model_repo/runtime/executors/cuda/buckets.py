@@ -1,0 +1,20 @@
+"""The numbers of rows that decode steps are captured for."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+
+def buckets(most: int) -> list[int]:
+    """1 to 8, then steps of about a third to a half: 12, 16, 24, 32, 48, … up to ``most``, which is the last."""
+    found = [size for size in range(1, 9) if size <= most]
+    size = 8
+    while size < most:
+        found += [more for more in (size + size // 2, 2 * size) if more <= most]
+        size *= 2
+    return found if found[-1] == most else [*found, most]
+
+
+def bucket_of(sizes: list[int], rows: int) -> int:
+    """The smallest of ``sizes`` (ascending) that holds ``rows``."""
+    return sizes[bisect_left(sizes, rows)]

@@ -1,0 +1,178 @@
+"""The executor of one rank on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mm2c_runtime.errors import RequestError
+from mm2c_runtime.executors.base import KvFacts
+from mm2c_runtime.executors.cuda.collectives import Collectives, SingleRank
+from mm2c_runtime.executors.cuda.device import is_lost, open_device
+from mm2c_runtime.executors.cuda.loading import load_rank
+from mm2c_runtime.executors.cuda.memory import make_stepper
+from mm2c_runtime.executors.cuda.ops import Ops
+from mm2c_runtime.executors.cuda.pages import clear_pages
+from mm2c_runtime.executors.cuda.sampling import DeviceSampler
+from mm2c_runtime.executors.cuda.timing import Stopwatch
+from mm2c_runtime.manifest import Limits, Manifest
+from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
+from mm2c_runtime.step import RowResult, RowStep, StepBatch, StepResult
+
+
+class CudaExecutor:
+    """Executor of one rank of a bundle for the cuda engine; ``collectives`` join it to the others.
+
+    ``ops`` replace the plugin library, and then ``device`` may be "cpu": the control path is the same but for the
+    CUDA graphs. ``kv_tokens``: tokens of KV cache; without it, all that is left of the GPU's memory, at most every
+    row full. The attribute of that name says what it came to. ``forward_seconds`` is how long the last model run
+    took, sampling left out. Ranks other than 0 do not sample: their results are empty.
+
+    ``step`` raises ConnectionError where the GPU's context is lost, RequestError("INTERNAL") for any other failure
+    of the device, ValueError for a batch against the protocol, before anything has run.
+
+    Raises BundleError where the bundle or the GPU cannot be used.
+    """
+
+    def __init__(
+        self,
+        bundle: Path | str,
+        manifest: Manifest,
+        *,
+        rank: int = 0,
+        collectives: Collectives | None = None,
+        device: str = "cuda:0",
+        ops: Ops | None = None,
+        kv_tokens: int | None = None,
+    ) -> None:
+        self.rank = rank
+        self._collectives = collectives or SingleRank()
+        if self._collectives.rank != rank:
+            raise ValueError(f"rank {rank} was given the collectives of rank {self._collectives.rank}")
+        self._device = open_device(device)
+        loaded = load_rank(Path(bundle), manifest, self._collectives, self._device, ops)
+        self._program = loaded.program
+        self._limits = manifest.limits
+        self._stepper = make_stepper(loaded, self._collectives, self._device, kv_tokens, where=str(bundle))
+        self._sampler = Sampler(self._program.vocab)
+        rows = self._limits.max_rows + 1
+        self._draw = DeviceSampler(self._sampler, loaded.ops, rows, self._device)
+        self._watch = Stopwatch(self._device)
+        self.kv_tokens = self._stepper.tables.pages * self._program.kv.page
+        self.forward_seconds = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def kv(self) -> KvFacts:
+        """Of this rank; every rank has the same pages."""
+        tables, kv = self._stepper.tables, self._program.kv
+        return KvFacts(tables.rows, self._limits.context, kv.bytes_per_token, kv.page, tables.pages)
+
+    def forward(self, batch: StepBatch) -> NDArray[np.float32]:
+        """As ``Executor.forward``. A prefill may have several rows, neighbours in order, padded to the longest."""
+        with self._running(batch):
+            found: NDArray[np.float32] = self._forward(batch).cpu().numpy()
+            return found.copy() if self._device.type == "cpu" else found
+
+    def step(self, batch: StepBatch) -> StepResult:
+        """As ``Executor.step``."""
+        for released in batch.released:
+            self._sampler.release(released)
+        for copy in batch.copies:
+            self._sampler.copy(copy.source, copy.target)
+        for row in batch.rows:
+            self._sampler.observe(row)
+        with self._running(batch):
+            self._watch.start()
+            logits = self._last(self._forward(batch), batch.rows)
+            self._watch.stop()
+            results = self._draw.sample(logits, batch.rows) if self.rank == 0 else _finite(logits, batch.rows)
+            self.forward_seconds = self._watch.seconds()
+            for step, result in zip(batch.rows, results, strict=True):
+                if result.error == NON_FINITE:
+                    clear_pages(self._stepper.caches, self._stepper.tables.of(step.row))
+        return StepResult(batch.step_id, results if self.rank == 0 else [])
+
+    def close(self) -> None:
+        self._stepper.close()
+        self._collectives.close()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _running(self, batch: StepBatch) -> Iterator[None]:
+        """On this rank's device, without autograd; failures of the device as the protocol has them."""
+        try:
+            with torch.inference_mode():
+                if self._device.type == "cuda":
+                    torch.cuda.set_device(self._device)  # current for a thread, and this may be another one
+                yield
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if is_lost(self._device):  # which waits for what was enqueued: the next step uses its buffers
+                raise ConnectionError(f"{self._device} is lost: {reason}") from error
+            if isinstance(error, (RequestError, ValueError, ConnectionError)):
+                raise
+            raise RequestError(
+                "INTERNAL", f"step {batch.step_id} failed on {self._device}: {reason}"
+            ) from error
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        """Table changes, then the model. Logits on the device, valid until the next step."""
+        tables = self._stepper.tables
+        for released in batch.released:
+            tables.release(released)
+        for copy in batch.copies:
+            tables.move(copy)
+        self._check(batch)
+        for row in batch.rows:
+            tables.give(row)
+        if batch.kind == "decode":
+            logits = self._stepper.decode(batch.rows)
+            return logits[:, None] if self._program.logits == "all" else logits
+        return self._stepper.prefill(batch.rows)
+
+    def _last(self, logits: Tensor, rows: Sequence[RowStep]) -> Tensor:
+        """The logits of each row's last token."""
+        if self._program.logits == "last":
+            return logits
+        return torch.stack([logits[place, row.new_len - 1] for place, row in enumerate(rows)])
+
+    def _check(self, batch: StepBatch) -> None:
+        """Raises ValueError for a batch against the protocol."""
+        rows, limits = batch.rows, self._limits
+        if not rows:
+            raise ValueError("a step needs at least one row")
+        for place, row in enumerate(rows, rows[0].row):
+            if row.row != place or not 0 <= place <= limits.max_rows:
+                raise ValueError(f"row {row.row} in place {place}: a step's rows are neighbours in order")
+            if not 1 <= row.new_len == len(row.tokens) or row.past_len < 0:
+                raise ValueError(f"row {row.row}: {len(row.tokens)} tokens, new_len {row.new_len}")
+            if row.past_len + row.new_len > limits.context:
+                raise ValueError(
+                    f"row {row.row}: {row.past_len} + {row.new_len} tokens in {limits.context} places"
+                )
+            if not 0 <= min(row.tokens) <= max(row.tokens) < self._program.vocab:
+                raise ValueError(f"a token id is outside the vocabulary of {self._program.vocab}")
+        width = max(row.new_len for row in rows)
+        if batch.kind == "decode" and (width != 1 or rows[0].row != 0 or len(rows) > limits.max_rows):
+            raise ValueError("a decode step has one token for each of the rows from 0 on")
+        if width > self._stepper.most_tokens:
+            raise ValueError(f"{width} tokens of a row: a step takes at most {self._stepper.most_tokens}")
+
+
+def _finite(logits: Tensor, rows: Sequence[RowStep]) -> list[RowResult]:
+    """Which rows are finite, on a rank that does not sample. Waits for the device."""
+    finite = torch.isfinite(logits).all(-1).tolist()
+    return [
+        RowResult(row.row, error=None if good else NON_FINITE) for row, good in zip(rows, finite, strict=True)
+    ]
