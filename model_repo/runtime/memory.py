@@ -6,9 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mm2c_runtime.errors import BundleError
-from mm2c_runtime.manifest import KvSpec, Limits, Lowering, Manifest
+
+if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
+    from mm2c_runtime.manifest import KvSpec, Limits, Lowering, Manifest
 
 VARIABLE = "MM2C_KV_TOKENS"
 _GIB = 2**30

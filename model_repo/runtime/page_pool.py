@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mm2c_runtime.executors.base import KvFacts
 from mm2c_runtime.kv import RowPool
-from mm2c_runtime.manifest import Limits
 from mm2c_runtime.step import RowCopy
+
+if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
+    from mm2c_runtime.manifest import Limits
 
 
 @dataclass(slots=True)

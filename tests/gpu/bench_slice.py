@@ -43,7 +43,27 @@ def bench_slice(report: Report, machine: Machine, program: Path) -> float | None
             continue
         seconds = _decode(report, machine, model, rows)
         found = seconds if rows == 1 else found
+    if found is not None and report.left > 20:
+        _dependent(report, machine, model, found)
     return found
+
+
+def _dependent(report: Report, machine: Machine, model: SliceModel, before: float) -> None:
+    """The step of one row with programmatic dependent launches, which engines leave off until this has shown that
+    they gain something: the same bits, and in what time."""
+    step = model.step([CONTEXT - 1], 1)
+    step()
+    assert step.logits is not None
+    expected = step.logits.clone()
+    machine.library.set_pdl(True)
+    try:
+        time = machine.clock.graph(step, 11)
+    finally:
+        machine.library.set_pdl(False)
+    different = float((step.logits != expected).sum())
+    report.check("slice", "decode B=1 with dependent launches: logits that differ", different, 0.0)
+    text = f"{time.median * 1e3:.2f} ms, {before / time.median:.2f}x as fast as without"
+    report.add("slice", "decode B=1 with dependent launches", "measured", text, seconds=time.median)
 
 
 def _fits(model: SliceModel, rows: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,22 @@ def test_without_a_gpu_it_says_why(proof: Any, capsys: pytest.CaptureFixture[str
         pytest.skip("there is a GPU")
     assert proof("run").main([]) == 0
     assert "skipped: PyTorch sees no NVIDIA GPU" in capsys.readouterr().out
+
+
+def test_it_needs_torch_and_numpy_alone() -> None:
+    """Of what a GPU machine may lack, nothing is imported."""
+    absent = ["mm2c", "pydantic", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "tokenizers",
+              "jinja2", "safetensors", "llguidance", "ml_dtypes", "triton"]  # fmt: skip
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent!r}))
+sys.path.insert(0, {str(PROOF)!r})
+import environment
+environment.add_packages()
+import bench_kernels, bench_slice, check_sampling, check_small, checks, gpu_ranks, peers, slice_model, tiny, timing
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_demo_is_compared_with_the_cpu_engine(library: Library, proof: Any, cuda_bundle: Path,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm2c_runtime.manifest import Limits
 from mm2c_runtime.step import StepBatch, StepResult
+
+if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
+    from mm2c_runtime.manifest import Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from mm2c_runtime.executors.cuda.ops import Ops
 from mm2c_runtime.executors.cuda.pages import clear_pages
 from mm2c_runtime.executors.cuda.sampling import DeviceSampler
 from mm2c_runtime.executors.cuda.timing import Stopwatch
-from mm2c_runtime.manifest import Limits, Manifest
 from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
 from mm2c_runtime.step import RowResult, RowStep, StepBatch, StepResult
+
+if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
+    from mm2c_runtime.manifest import Limits, Manifest
 
 
 class CudaExecutor:

@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,7 +17,9 @@ from mm2c_runtime.executors.cuda.ops import Ops
 from mm2c_runtime.executors.cuda.plugin_ops import PluginOps, open_library
 from mm2c_runtime.executors.cuda.program import Program, read_program
 from mm2c_runtime.executors.cuda.weights import load_weights, open_weights
-from mm2c_runtime.manifest import CudaRank, Manifest
+
+if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
+    from mm2c_runtime.manifest import CudaRank, Manifest
 
 _REBUILD = "build the bundle again with `mm2c build … --force`"
 log = logging.getLogger("mm2c.cuda")
