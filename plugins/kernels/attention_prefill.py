@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from mm2c_plugins.kernels.paged_kv import kv_formats, load_queries, load_tile, page_sizes, tile_offsets
+from mm2c_plugins.kernels.paged_kv import PAGES, kv_formats, load_queries, load_tile, tile_offsets
 
 if TYPE_CHECKING:
     from mm2c_plugins.kernels.catalogue import TileTable, Variant
@@ -133,7 +133,7 @@ def variants(sm: int, tiles: TileTable) -> list[Variant]:
     found = []
     for row in tiles.get("attention_prefill", []):
         for kind, types, flags in kv_formats(sm):
-            for page in page_sizes(kind):
+            for page in PAGES:
                 rows, block, warps, stages = row["BM"], row["BN"], row["num_warps"], row["num_stages"]
                 found.append(
                     Variant(

@@ -7,6 +7,9 @@ import triton.language as tl
 
 from mm2c_plugins.kernels.e4m3 import decode_f16
 
+# Tokens of a page: the kernels take 16 too, but are compiled for the engine's own size alone.
+PAGES = (64,)
+
 
 @triton.jit
 def tile_offsets(
@@ -66,11 +69,6 @@ def load_tile(
         return value.to(tl.float16)
     else:
         return value
-
-
-def page_sizes(kind: str) -> tuple[int, ...]:
-    """Tokens of a page, of the caches that kernels are compiled for: 64 is the engine's own; fp8 has no other."""
-    return (16, 64) if kind == "bf16" else (64,)
 
 
 def kv_formats(sm: int) -> list[tuple[str, dict[str, str], dict[str, bool]]]:

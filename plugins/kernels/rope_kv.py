@@ -190,12 +190,12 @@ def rope_kv(
 
 def variants(sm: int, tiles: TileTable) -> list[Variant]:
     from mm2c_plugins.kernels.catalogue import Variant
-    from mm2c_plugins.kernels.paged_kv import kv_formats, page_sizes
+    from mm2c_plugins.kernels.paged_kv import PAGES, kv_formats
 
     found = []
     for row in tiles.get("rope_kv", []):
         for kind, types, flags in kv_formats(sm):
-            for page in page_sizes(kind):
+            for page in PAGES:
                 heads, warps = row["HB"], row["num_warps"]
                 found.append(
                     Variant(

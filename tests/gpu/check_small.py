@@ -18,9 +18,9 @@ SIZE = Slice(
 )
 LIMIT = 8e-3
 ROWS = {
-    "decode": Rows([0, 15, 16, 70], [1, 1, 1, 1], page=16),
-    "decode with an empty row": Rows([3, 40], [0, 1], page=64),
-    "prefill": Rows([5, 0], [20, 33], page=16),
+    "decode": Rows([0, 15, 16, 70], [1, 1, 1, 1]),
+    "decode with an empty row": Rows([3, 40], [0, 1]),
+    "prefill": Rows([5, 0], [20, 33]),
 }
 
 

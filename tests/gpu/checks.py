@@ -104,12 +104,10 @@ ROWS = {
     "decode B=64": Rows([1000 + 7 * i for i in range(64)], [1] * 64),
     "decode 32 k": Rows([32767], [1]),
     "decode with an empty row": Rows([100, 200, 300], [1, 0, 1]),
-    "decode page 16": Rows([15, 16, 17, 1000], [1] * 4, page=16),
     "decode fp8 cache": Rows([4095, 63, 64], [1] * 3, fp8=True),
     "prefill 512": Rows([0], [512]),
     "prefill 300 after 700": Rows([700], [300]),
     "prefill of ragged rows": Rows([0, 64, 65, 100], [1, 63, 130, 0]),
-    "prefill page 16": Rows([33], [200], page=16),
     "prefill fp8 cache": Rows([100], [129], fp8=True),
 }
 

@@ -150,7 +150,7 @@ def test_widths_of_experts(recorder: Recorder, hidden: int, width: int) -> None:
 
 
 def test_pages_of_another_size(recorder: Recorder) -> None:
-    cache = bf16(40, 32, 2, 128)
+    cache = bf16(40, 16, 2, 128)
     refuses(
         recorder, "M2PagedAttention", attention_inputs(2, 1, cache), attention_outputs(2, 1, cache), "page"
     )

@@ -97,9 +97,9 @@ protected:
         expectShape(declared().outputs[0], out[0], {rows, queries, qWidth});
         expectShape(declared().outputs[1], out[1], cache);
         expectShape(declared().outputs[2], out[2], cache);
-        if (cache[1] != 16 && cache[1] != 64)
+        if (cache[1] != 64)
         {
-            refuse("pages hold 16 or 64 positions, got ", cache[1]);
+            refuse("pages hold 64 positions, got ", cache[1]);
         }
         if (cache[0] < 1 || in[kBlockTable].dims.d[1] < 1 || in[kCos].dims.d[0] < 1)
         {
