@@ -91,7 +91,9 @@ def write_m2_program(config: Path, stage: Path) -> None:
 
     parsed = read_config(config)
     formats = assumed_formats(parsed.model, parsed.quant)
-    options = BuildOptions(mapping=Mapping(tp=4), engine="cuda", context=CONTEXT, max_rows=256)
+    options = BuildOptions(
+        mapping=Mapping(tp=4), engine="cuda", context=CONTEXT, max_rows=256, kv_dtype="bf16"
+    )
     recipes = recipes_for_config(parsed.model, formats, tied=parsed.tied, context=CONTEXT)
     whole = trace(parsed.model, formats, options, recipes, activation="bf16")
     lowered = lower_cuda(shard(whole, parsed.model, options.mapping.at(0)), cuda.kv_type(options))
@@ -114,9 +116,11 @@ def main() -> int:
         shutil.rmtree(FILES, ignore_errors=True)
         FILES.mkdir(parents=True)
         for name in ("tiny-bf16", "tiny-fp8-kv", "tiny-tp2"):
-            shutil.copytree(
-                place / name, FILES / name, ignore=shutil.ignore_patterns("model_repository", "*.onnx")
-            )
+            left_out = shutil.ignore_patterns("model_repository", "*.onnx", "plugins", "runtime")
+            shutil.copytree(place / name, FILES / name, ignore=left_out)
+            (FILES / name / "plugins").mkdir()
+            for library in ("libmm2c_plugins.so", "libmm2c_host.so"):  # once is enough: they are large
+                (FILES / name / "plugins" / library).symlink_to(Path("..", "..", "..", library))
         (FILES / "m2-tp4").mkdir()
         shutil.copy(place / "rank0" / "cuda.json", FILES / "m2-tp4" / "cuda.json")
         (FILES / "golden.json").write_text(json.dumps(answers), encoding="utf-8")

@@ -156,6 +156,19 @@ def test_without_a_gpu_it_says_why(proof: Any, capsys: pytest.CaptureFixture[str
     assert "skipped: PyTorch sees no NVIDIA GPU" in capsys.readouterr().out
 
 
+def test_the_slice_has_a_program_of_four_ranks(
+    proof: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mm2c_runtime.executors.cuda.program import read_program
+
+    files = proof("files")
+    monkeypatch.setattr(files, "CONTEXT", 256)
+    files.write_m2_program(files.FIXTURES / "tiny-m2" / "config.json", tmp_path)
+    program = read_program(tmp_path / "rank0" / "cuda.json")
+    assert (program.rank, program.ranks, program.max_rows, program.kv.layers) == (0, 4, 256, 3)
+    assert sum(node.op == "DistCollective" for node in program.nodes) == 11
+
+
 def test_it_needs_torch_and_numpy_alone() -> None:
     """Of what a GPU machine may lack, nothing is imported."""
     absent = ["mm2c", "pydantic", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "tokenizers",

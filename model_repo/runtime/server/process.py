@@ -16,6 +16,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
@@ -115,5 +116,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def end(status: int) -> NoReturn:
+    """Ends this process at once. Threads of libraries may still compute, and taking the interpreter down under them
+    can crash it, which would hide the status."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())
