@@ -10,6 +10,7 @@ KSTAMP   = $(KERNELS)/.installed
 OUT     ?= out
 # what the GPU's checks run with: a Python that has torch with CUDA and nothing else of ours
 GPU_PYTHON ?= python3
+PLUGIN_BUILD = plugins/build$(if $(DEBUG),-debug)
 
 .PHONY: setup plugins demo test gpu-files test-gpu lint bench clean
 setup: $(STAMP)
@@ -34,13 +35,14 @@ $(KSTAMP): plugins/requirements-kernels.txt $(STAMP)
 	@touch $(KSTAMP)
 
 # kernels to cubins for every architecture (no GPU is needed), then the C++ libraries with g++; only what changed
+# DEBUG=1: into a folder of their own, with assertions in the kernels ($MM2C_PLUGINS names it to a build)
 plugins: $(KSTAMP)
-	$(KBIN)/python -m mm2c_plugins.kernels.compile --out plugins/build
-	$(KBIN)/python -m mm2c_plugins.kernels.embed --build plugins/build
-	$(KBIN)/python -m mm2c_plugins.kernels.report plugins/build
+	$(KBIN)/python -m mm2c_plugins.kernels.compile --out $(PLUGIN_BUILD) $(if $(DEBUG),--debug)
+	$(KBIN)/python -m mm2c_plugins.kernels.embed --build $(PLUGIN_BUILD)
+	$(KBIN)/python -m mm2c_plugins.kernels.report $(PLUGIN_BUILD)
 	@include=$$($(KBIN)/python -m mm2c_plugins.kernels.toolchain tensorrt-include) && \
-	  $(MAKE) --no-print-directory --silent -j $$(nproc) -f plugins/library.mk OUT=plugins/build GENERATED=plugins/build/generated \
-	    TENSORRT_INCLUDE="$$include" library host
+	  $(MAKE) --no-print-directory --silent -j $$(nproc) -f plugins/library.mk OUT=$(PLUGIN_BUILD) \
+	    GENERATED=$(PLUGIN_BUILD)/generated MM2C_DEBUG=$(if $(DEBUG),1) TENSORRT_INCLUDE="$$include" library host
 
 demo: setup
 	$(BIN)/python tests/demo.py --bundle $(OUT)/tiny-m2-tp4
@@ -66,5 +68,5 @@ bench: setup
 	$(BIN)/python tests/benchmarks/run.py
 
 clean:
-	rm -rf $(OUT) build plugins/build dist *.egg-info .mypy_path .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(OUT) build plugins/build plugins/build-debug dist *.egg-info .mypy_path .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ def _one_trace_for_all_layouts() -> Iterator[None]:
     original, known = mm2c.trace.trace, {}
 
     def remembering(config: Any, formats: Any, options: Any, recipes: Any, **more: Any) -> Any:
-        key = (config, formats, options.context, options.all_logits, *sorted(more.items()))
+        key = (config, formats, options.context, options.all_logits, *sorted(recipes), *sorted(more.items()))
         if key not in known:
             known.clear()
             known[key] = original(config, formats, options, recipes, **more)
