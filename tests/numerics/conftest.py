@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from remembering import RememberingReference
 
+import mm2c.graphs_cuda
+import mm2c.graphs_onnxruntime
 import mm2c.trace
 from mm2c.pipeline import BuildRequest, build_bundle
 
@@ -24,6 +26,7 @@ def references() -> dict[Path, RememberingReference]:
 def _one_trace_for_all_layouts() -> Iterator[None]:
     """A trace does not depend on tp and ep, and no pass changes it: builds of one checkpoint share it."""
     original, known = mm2c.trace.trace, {}
+    users = (mm2c.trace, mm2c.graphs_cuda, mm2c.graphs_onnxruntime)
 
     def remembering(config: Any, formats: Any, options: Any, recipes: Any, **more: Any) -> Any:
         key = (config, formats, options.context, options.all_logits, *sorted(recipes), *sorted(more.items()))
@@ -32,9 +35,11 @@ def _one_trace_for_all_layouts() -> Iterator[None]:
             known[key] = original(config, formats, options, recipes, **more)
         return known[key]
 
-    mm2c.trace.trace = remembering
+    for user in users:
+        user.trace = remembering
     yield
-    mm2c.trace.trace = original
+    for user in users:
+        user.trace = original
 
 
 @pytest.fixture(scope="session")
