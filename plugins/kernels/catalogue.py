@@ -18,7 +18,6 @@ from typing import Any
 
 KERNELS = Path(__file__).parent
 SMS = (80, 89, 90, 100, 120)  # sm_80 also serves 8.6 and 8.7
-NO_LIMIT = 2**31 - 1  # max_tokens of a table's last row
 
 TileTable = Mapping[str, "list[dict[str, Any]]"]
 _SCALARS = {"i32": "i", "i64": "l", "fp32": "f"}  # letters of the launch interface; pointers are "p"

@@ -14,16 +14,12 @@ Tensor = torch.Tensor
 @dataclass(frozen=True)
 class Call:
     """A plugin's name, attributes and inputs; ``weight_bytes`` the least that a run must read of weights or
-    cache, ``bytes`` everything once."""
+    cache."""
 
     name: str
     attributes: dict[str, Any]
     inputs: list[Tensor]
     weight_bytes: int = 0
-
-    @property
-    def bytes(self) -> int:
-        return self.weight_bytes
 
 
 def linear(tokens: int, rows: int, columns: int) -> Call:

@@ -127,7 +127,7 @@ def cache_flags(kv: str) -> dict[str, bool]:
 
 
 def run_rope_kv(
-    case: Case, kv: str = "bf16", block: int = 1
+    case: Case, kv: str = "bf16", block: int = 1, debug: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(q_out [B, S, HQ·D], k_cache, v_cache) after the kernel."""
     rows, steps = case.q.shape[:2]
@@ -145,7 +145,7 @@ def run_rope_kv(
         PAGE=case.page,
         HB=block,
         **cache_flags(kv),
-        **FLAGS,
+        **{**FLAGS, "DEBUG": debug},
     )
     return q_out, k_cache, v_cache
 

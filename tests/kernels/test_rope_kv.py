@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import attention_cases as cases
 import pytest
 import torch
+from triton.runtime import interpreter
 
 from mm2c.dialect import attention_maths as maths
 
@@ -98,6 +101,20 @@ def test_a_page_out_of_range_is_never_written(page: int):
     _, k_cache, v_cache = cases.run_rope_kv(case, "bf16", 4)
     assert torch.equal(cases.raw(k_cache), cases.raw(case.k_cache))
     assert torch.equal(cases.raw(v_cache), cases.raw(case.v_cache))
+
+
+def test_a_debug_build_stops_at_a_page_out_of_range(monkeypatch: pytest.MonkeyPatch):
+    builder = (
+        interpreter.interpreter_builder
+    )  # its assertions are off, as they are without the compiler's debug
+    monkeypatch.setattr(
+        builder, "options", dataclasses.replace(builder.options, debug=True, sanitize_overflow=False)
+    )
+    case = cases.make_case([20], [4], steps=4, seed=4)
+    cases.run_rope_kv(case, debug=True)
+    case.table[0, 1] = len(case.k_cache)
+    with pytest.raises(Exception, match="page number out of range"):
+        cases.run_rope_kv(case, debug=True)
 
 
 def test_positions_past_the_table_are_not_written():

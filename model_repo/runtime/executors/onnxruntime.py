@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.executors.base import KvFacts
+from mm2c_runtime.executors.batch import check_batch
 from mm2c_runtime.executors.cache import LinearCache
 from mm2c_runtime.executors.plan import Plan, Planner
 from mm2c_runtime.executors.program import load_program
@@ -148,24 +149,12 @@ class OnnxRuntimeExecutor:
 
     def _check(self, batch: StepBatch) -> int:
         """The width of a batch that keeps to the protocol and to this lowering."""
-        rows, limits = batch.rows, self._limits
-        if not rows:
-            raise ValueError("a step needs at least one row")
-        width = max(row.new_len for row in rows)
-        for place, row in enumerate(rows, rows[0].row):
-            if row.row != place or not 0 <= place <= limits.max_rows:
-                raise ValueError(f"row {row.row} in place {place}: a step's rows are neighbours in order")
-            if not 1 <= row.new_len == len(row.tokens) or row.past_len < 0:
-                raise ValueError(f"row {row.row}: {len(row.tokens)} tokens, new_len {row.new_len}")
-            if row.past_len + row.new_len > limits.context:
-                raise ValueError(
-                    f"row {row.row}: {row.past_len} + {row.new_len} tokens in {limits.context} places"
-                )
-            if row.new_len != width and not self._lowering.padded:
-                raise ValueError("this lowering takes rows of equal length only")
-        if batch.kind == "decode" and (width != 1 or rows[0].row != 0):
-            raise ValueError("a decode step has one token for each of the rows from 0 on")
-        if width > 1 and len(rows) > 1 and not self._lowering.padded:
+        width = check_batch(batch, self._limits)
+        if self._lowering.padded:
+            return width
+        if any(row.new_len != width for row in batch.rows):
+            raise ValueError("this lowering takes rows of equal length only")
+        if width > 1 and len(batch.rows) > 1:
             raise ValueError("this lowering prefills one row at a time")
         return width
 

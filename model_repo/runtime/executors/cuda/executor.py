@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.executors.base import KvFacts
+from mm2c_runtime.executors.batch import check_batch
 from mm2c_runtime.executors.cuda.collectives import Collectives, SingleRank
 from mm2c_runtime.executors.cuda.device import is_lost, open_device
 from mm2c_runtime.executors.cuda.loading import load_rank
@@ -151,24 +152,13 @@ class CudaExecutor:
         return torch.stack([logits[place, row.new_len - 1] for place, row in enumerate(rows)])
 
     def _check(self, batch: StepBatch) -> None:
-        """Raises ValueError for a batch against the protocol."""
-        rows, limits = batch.rows, self._limits
-        if not rows:
-            raise ValueError("a step needs at least one row")
-        for place, row in enumerate(rows, rows[0].row):
-            if row.row != place or not 0 <= place <= limits.max_rows:
-                raise ValueError(f"row {row.row} in place {place}: a step's rows are neighbours in order")
-            if not 1 <= row.new_len == len(row.tokens) or row.past_len < 0:
-                raise ValueError(f"row {row.row}: {len(row.tokens)} tokens, new_len {row.new_len}")
-            if row.past_len + row.new_len > limits.context:
-                raise ValueError(
-                    f"row {row.row}: {row.past_len} + {row.new_len} tokens in {limits.context} places"
-                )
+        """Raises ValueError for a batch against the protocol, or beyond what buffers and graphs were made for."""
+        width = check_batch(batch, self._limits)
+        for row in batch.rows:
             if not 0 <= min(row.tokens) <= max(row.tokens) < self._program.vocab:
                 raise ValueError(f"a token id is outside the vocabulary of {self._program.vocab}")
-        width = max(row.new_len for row in rows)
-        if batch.kind == "decode" and (width != 1 or rows[0].row != 0 or len(rows) > limits.max_rows):
-            raise ValueError("a decode step has one token for each of the rows from 0 on")
+        if batch.kind == "decode" and len(batch.rows) > self._limits.max_rows:
+            raise ValueError(f"{len(batch.rows)} rows: a decode step has at most {self._limits.max_rows}")
         if width > self._stepper.most_tokens:
             raise ValueError(f"{width} tokens of a row: a step takes at most {self._stepper.most_tokens}")
 
