@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Format = Literal["fp8", "dense"]
 KvDtype = Literal["f32", "bf16", "fp8"]
 Engine = Literal["onnxruntime", "cuda", "tensorrt-rtx", "tensorrt"]
+WeightTarget = Literal["stored", "fp8", "bf16"]  # as the checkpoint has them; block-quantised; dequantised
+WeightPlace = Literal[
+    "copy", "checkpoint"
+]  # rank files in the bundle; or read from the checkpoint at every start
 BLOCK = 128  # side of a released FP8 scale block, in elements
 PAGE = 64  # tokens of a page of a paged KV cache: 16 KiB of one head in bf16, and little of a row's last is empty
 
@@ -71,8 +75,17 @@ class WeightFormats:
 
 @dataclass(frozen=True)
 class Mapping:
-    """The cut over GPUs. ``ep`` divides ``tp``: rank r holds expert group r // (tp // ep), and inside it
-    slice r % (tp // ep) of every expert's intermediate width."""
+    """The cut over ``tp * dp`` GPUs. ``tp`` cuts attention and vocabulary, ``ep`` the experts, ``dp`` the requests.
+
+    ``ep`` divides ``tp``: rank r holds expert group r // (tp // ep), and inside it slice r % (tp // ep) of every
+    expert's intermediate width; the ``dp`` replicas know nothing of each other.
+
+    ``ep`` above ``tp`` (a multiple of it that divides tp * dp) is attention-DP: ep // tp attention groups of tp
+    ranks, each with requests of its own, share the experts, every rank holding experts / ep of them whole. Rank r
+    is rank r % tp of group r // tp. There are dp // (ep // tp) replicas of that.
+
+    ``rank`` counts the ranks of one replica.
+    """
 
     tp: int = 1
     ep: int = 1
@@ -80,8 +93,27 @@ class Mapping:
     rank: int = 0
 
     @property
+    def attention_dp(self) -> int:
+        """Attention groups that share the experts; 1 where every replica has experts of its own."""
+        return max(self.ep // self.tp, 1)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of one replica: those that exchange messages."""
+        return self.tp * self.attention_dp
+
+    @property
+    def replicas(self) -> int:
+        return self.dp // self.attention_dp
+
+    @property
+    def gpus(self) -> int:
+        return self.tp * self.dp
+
+    @property
     def moe_tp(self) -> int:
-        return self.tp // self.ep
+        """Ranks over which each expert's intermediate width is cut."""
+        return max(self.tp // self.ep, 1)
 
     @property
     def ep_rank(self) -> int:
@@ -91,8 +123,28 @@ class Mapping:
     def moe_tp_rank(self) -> int:
         return self.rank % self.moe_tp
 
+    @property
+    def tp_rank(self) -> int:
+        return self.rank % self.tp
+
+    @property
+    def attention_group(self) -> int:
+        return self.rank // self.tp
+
+    @property
+    def tp_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of each attention group."""
+        return tuple(
+            tuple(range(group * self.tp, (group + 1) * self.tp)) for group in range(self.attention_dp)
+        )
+
+    @property
+    def token_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Ranks that exchange the groups' tokens before and after the experts: those of equal ``tp_rank``."""
+        return tuple(tuple(range(first, self.ranks, self.tp)) for first in range(self.tp))
+
     def at(self, rank: int) -> Mapping:
-        return Mapping(self.tp, self.ep, self.dp, rank)
+        return replace(self, rank=rank)
 
 
 @dataclass(frozen=True)
@@ -106,3 +158,5 @@ class BuildOptions:
     prefill_chunk: int = 512
     all_logits: bool = False
     kv_dtype: KvDtype = "f32"  # of the KV cache
+    format: WeightTarget = "stored"  # of the linears
+    weights: WeightPlace = "copy"

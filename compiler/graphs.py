@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mm2c.weights.recipe import Recipe
-from mm2c.weights.recipe_file import read_recipes
 from mm2c_runtime.manifest import CudaProgram, Lowering
+from mm2c_runtime.weights.recipe import Recipe
+from mm2c_runtime.weights.recipe_file import read_recipes
 
 STAGE_FILE = (
     ".stage.json"  # what the graph stage tells the weight stage; kept in the cache, not in the bundle

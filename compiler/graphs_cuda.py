@@ -14,7 +14,7 @@ from mm2c.passes.shard import shard
 from mm2c.progress import Progress
 from mm2c.trace import trace
 from mm2c.weights.layout import WeightJob, lay_out, shared_order
-from mm2c.weights.recipe import Recipe
+from mm2c_runtime.weights.recipe import Recipe
 
 
 def write_graphs(

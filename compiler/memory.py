@@ -19,7 +19,7 @@ from mm2c.checkpoint.names import (
     layer_vectors,
 )
 from mm2c.config import BLOCK, KvDtype, Mapping, ModelConfig, WeightFormats
-from mm2c.weights.recipe import ITEMSIZE
+from mm2c_runtime.weights.recipe import ITEMSIZE
 
 # "fp8": as stored; "bf16" converts the linears, "f32" everything; "cuda": as the cuda engine's files have them
 WeightDtype = Literal["fp8", "bf16", "f32", "cuda"]

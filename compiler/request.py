@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from mm2c.config import BuildOptions, Engine, KvDtype, Mapping, ModelConfig
+from mm2c.config import BuildOptions, Engine, KvDtype, Mapping, ModelConfig, WeightPlace, WeightTarget
 from mm2c.errors import UserError
 
 CPU_CONTEXT = 32768  # tokens: a row of M2's whole context would take 46 GiB of KV cache in fp32
@@ -25,7 +25,10 @@ class BuildRequest:
     revision: str | None = None
     tp: int = 1
     ep: int = 1
+    dp: int = 1
     fp8: bool = False
+    bf16: bool = False
+    weights: str = "copy"
     engine: str = "auto"
     context: int = 0
     max_rows: int = 8
@@ -51,13 +54,35 @@ class BuildRequest:
             )
         most = config.context if engine == "cuda" else min(config.context, CPU_CONTEXT)
         return BuildOptions(
-            mapping=Mapping(tp=self.tp, ep=self.ep),
+            mapping=Mapping(tp=self.tp, ep=self.ep, dp=self.dp),
             engine=engine,
             context=self.context or most,
             max_rows=self.max_rows,
             prefill_chunk=min(self.prefill_chunk, self.context or config.context),
             all_logits=self.all_logits,
             kv_dtype=self._kv_dtype(engine),
+            format=self._format(),
+            weights=self._weights(),
+        )
+
+    def _format(self) -> WeightTarget:
+        if self.fp8 and self.bf16:
+            raise UserError(
+                "--fp8 and --bf16 exclude each other",
+                where="--fp8, --bf16",
+                remedy="give one of them, or none",
+            )
+        return "bf16" if self.bf16 else "fp8" if self.fp8 else "stored"
+
+    def _weights(self) -> WeightPlace:
+        for place in get_args(WeightPlace):
+            if self.weights == place:
+                found: WeightPlace = place
+                return found
+        raise UserError(
+            f"--weights {self.weights} is neither copy nor checkpoint",
+            where="--weights",
+            remedy="--weights copy (the default) or --weights checkpoint",
         )
 
     def _kv_dtype(self, engine: Engine) -> KvDtype:
@@ -73,8 +98,10 @@ class BuildRequest:
         )
 
     def place(self, checkpoint: Path) -> Path:
-        """Where the bundle goes: ``output``, else ``./NAME-tpN[-epN]``, NAME the model's or the folder's."""
-        layout = f"tp{self.tp}" + (f"-ep{self.ep}" if self.ep > 1 else "")
+        """Where the bundle goes: ``output``, else ``./NAME-tpN[-epN][-dpN]``, NAME the model's or the folder's."""
+        layout = f"tp{self.tp}" + "".join(
+            f"-{name}{size}" for name, size in (("ep", self.ep), ("dp", self.dp)) if size > 1
+        )
         return (self.output or Path.cwd() / f"{_name(checkpoint)}-{layout}").absolute()
 
 

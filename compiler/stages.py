@@ -12,8 +12,8 @@ from mm2c.engine.plugin_library import PluginLibrary
 from mm2c.graphs import STAGE_FILE, Graphs
 from mm2c.progress import Progress
 from mm2c.weights.layout import WeightJob
-from mm2c.weights.recipe import Recipe
-from mm2c.weights.recipe_file import SUFFIX, write_recipes
+from mm2c_runtime.weights.recipe import Recipe
+from mm2c_runtime.weights.recipe_file import SUFFIX, write_recipes
 
 
 @dataclass

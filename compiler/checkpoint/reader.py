@@ -20,8 +20,8 @@ from mm2c.checkpoint.validate import check_tensors
 from mm2c.checkpoint.values import validate_values
 from mm2c.config import ModelConfig, WeightFormats
 from mm2c.errors import UserError
-from mm2c.weights.dtypes import NUMPY
-from mm2c.weights.recipe import ITEMSIZE, Recipe
+from mm2c_runtime.weights.dtypes import NUMPY
+from mm2c_runtime.weights.recipe import ITEMSIZE, Recipe
 
 Array = np.ndarray[Any, Any]
 

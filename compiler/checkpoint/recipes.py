@@ -16,7 +16,7 @@ from mm2c.checkpoint.names import (
     scale_shape,
 )
 from mm2c.config import BLOCK, ModelConfig, WeightFormats
-from mm2c.weights.recipe import Computed, Concat, DType, Recipe, Source, Stack
+from mm2c_runtime.weights.recipe import Computed, Concat, DType, Recipe, Source, Stack
 
 
 def rope_recipes(config: ModelConfig, context: int | None = None) -> dict[str, Recipe]:

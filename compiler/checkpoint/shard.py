@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm2c.errors import UserError
-from mm2c.weights.dtypes import FROM_SAFETENSORS
+from mm2c_runtime.weights.dtypes import FROM_SAFETENSORS
 
 _ITEMSIZE = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),

@@ -24,14 +24,35 @@ def build(
         typer.Option("--output", "-o", help="Bundle folder. Default: ./NAME-tpN, NAME the checkpoint's."),
     ] = None,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks, one GPU each.")] = 1,
-    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel groups; divides --tp.")] = 1,
+    ep: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Expert-parallel groups: divides --tp; or, above it, the groups of --tp ranks that --dp makes share "
+            "the experts (attention-DP).",
+        ),
+    ] = 1,
+    dp: Annotated[
+        int,
+        typer.Option(min=1, help="Data-parallel groups of --tp ranks, each with requests of its own."),
+    ] = 1,
     fp8: Annotated[
         bool,
         typer.Option(
             "--fp8",
-            help="Require FP8 weights: refuse a checkpoint without any. FP8 weights are kept as FP8 either way.",
+            help="FP8 linears: kept where the checkpoint has them, quantised by blocks of 128 × 128 where not.",
         ),
     ] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="bf16 linears: FP8 weights are dequantised, at twice the bytes.")
+    ] = False,
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="copy: each rank's weights as a file in the bundle; checkpoint: no copy, every start reads them from "
+            "the checkpoint, which must stay where it is."
+        ),
+    ] = "copy",
     engine: Annotated[
         str,
         typer.Option(
@@ -94,7 +115,10 @@ def build(
                 output=output,
                 tp=tp,
                 ep=ep,
+                dp=dp,
                 fp8=fp8,
+                bf16=bf16,
+                weights=weights,
                 engine=engine,
                 context=context,
                 max_rows=max_rows,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from mm2c.weights.recipe import ITEMSIZE, Recipe
+from mm2c_runtime.weights.recipe import ITEMSIZE, Recipe
 
 Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, offset from the start of the file, bytes
 

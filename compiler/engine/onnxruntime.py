@@ -12,7 +12,7 @@ from mm2c.engine.external import Entry, write_external
 from mm2c.lower.onnxruntime import WEIGHTS
 from mm2c.lower.portable import attach_bodies
 from mm2c.lower.program import Program
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 from mm2c_runtime.manifest import KvSpec, RankProgram, Segment
 
 

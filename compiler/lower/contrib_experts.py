@@ -9,7 +9,7 @@ from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import Writer, as_f32, dequantized, drop_unused
 from mm2c.passes.edit import PassError, name_of, present
 from mm2c.passes.narrow import join, narrow
-from mm2c.weights.recipe import Interleave, Recipe
+from mm2c_runtime.weights.recipe import Interleave, Recipe
 
 # The operator deals its experts out to threads in equal runs, before it knows which are chosen: of 4 experts
 # for one token, 3 often fall to one of 2 threads. Cut in halves, run 0 holding the first half of every expert

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from mm2c.lower.writer import Writer
 from mm2c.passes.edit import name_of
-from mm2c.weights.recipe import Recipe
+from mm2c_runtime.weights.recipe import Recipe
 
 _UNCHOSEN = -1e30  # log score of an expert that was not chosen
 

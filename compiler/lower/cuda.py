@@ -16,7 +16,7 @@ from mm2c.lower.pages import lower_to_pages
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.router_linear import lower_router
 from mm2c.passes.edit import PassError, clear_intermediate_shapes
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 # What the executor knows: plugins and collectives, and of standard ONNX what embedding and bookkeeping need.
 PLUGIN_OPS = frozenset(

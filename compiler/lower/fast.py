@@ -11,7 +11,7 @@ from mm2c.lower.hoist_last_token import hoist_last_token
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import CONTRIB
 from mm2c.passes.edit import clear_intermediate_shapes
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 
 def lower_fast(graph: RankGraph) -> LoweredRank:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import DTYPES, add_weight, drop_unused
 from mm2c.passes.edit import name_of
-from mm2c.weights.recipe import Cast, Recipe
+from mm2c_runtime.weights.recipe import Cast, Recipe
 
 EXPERTS = "M2MoeExpertsBf16"
 

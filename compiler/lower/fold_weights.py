@@ -9,7 +9,7 @@ import onnx_ir as ir
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import Writer, add_weight, as_f32, dequantized, drop_unused, transposed
 from mm2c.passes.edit import name_of
-from mm2c.weights.recipe import Recipe
+from mm2c_runtime.weights.recipe import Recipe
 
 
 def fold_weights(rank: LoweredRank) -> None:

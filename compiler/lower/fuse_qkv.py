@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import Writer, drop_unused, transposed
-from mm2c.weights.recipe import Concat
+from mm2c_runtime.weights.recipe import Concat
 
 
 def fuse_qkv(rank: LoweredRank) -> None:

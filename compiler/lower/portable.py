@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from mm2c.dialect import ops
 from mm2c.lower.program import LoweredRank
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 
 def lower_portable(graph: RankGraph) -> LoweredRank:

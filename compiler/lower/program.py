@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from mm2c.weights.recipe import Recipe
 from mm2c_runtime.manifest import Collective
+from mm2c_runtime.weights.recipe import Recipe
 
 
 @dataclass

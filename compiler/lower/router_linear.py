@@ -7,7 +7,7 @@ import onnx_ir as ir
 from mm2c.lower.program import LoweredRank
 from mm2c.lower.writer import Writer, add_weight, drop_unused
 from mm2c.passes.edit import PassError, name_of, present
-from mm2c.weights.recipe import Cast
+from mm2c_runtime.weights.recipe import Cast
 
 
 def lower_router(rank: LoweredRank) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mm2c.weights.recipe import Cast, Recipe, Transpose, dequantize
+from mm2c_runtime.weights.recipe import Cast, Recipe, Transpose, dequantize
 
 CONTRIB = "com.microsoft"
 _TYPES = {

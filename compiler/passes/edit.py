@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from mm2c.config import Mapping
 from mm2c.passes.narrow import narrow
-from mm2c.weights.recipe import RankGraph, Recipe
+from mm2c.weights.rank_graph import RankGraph
+from mm2c_runtime.weights.recipe import Recipe
 
 DOMAIN = "mm2c"
 _WEIGHT_PREPARATION = frozenset({"Cast", "Transpose", "Identity"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mm2c.config import BLOCK, Mapping, ModelConfig, WeightFormats
 from mm2c.errors import UserError
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 _WIDEST = 64  # the largest --tp and --ep that are suggested
 

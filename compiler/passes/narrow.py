@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mm2c.weights.recipe import Cast, Concat, Recipe, Slice, Stack
+from mm2c_runtime.weights.recipe import Cast, Concat, Recipe, Slice, Stack
 
 
 def narrow(recipe: Recipe, axis: int, start: int, stop: int) -> Recipe:

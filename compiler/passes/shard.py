@@ -8,7 +8,7 @@ from mm2c.passes.legality import check_mapping, stored_formats
 from mm2c.passes.shard_experts import shard_experts
 from mm2c.passes.shard_heads import shard_heads
 from mm2c.passes.shard_vocabulary import shard_vocabulary
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 
 def shard(graph: RankGraph, config: ModelConfig, mapping: Mapping) -> RankGraph:

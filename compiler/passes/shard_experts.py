@@ -16,7 +16,7 @@ from mm2c.passes.edit import (
     shape_of,
 )
 from mm2c.passes.narrow import join, narrow
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 _OPS = {"M2MoeExpertsFp8": (3, 5), "M2MoeExpertsBf16": (3, 4)}  # op -> inputs that hold w13 and w2
 

@@ -15,7 +15,7 @@ from mm2c.passes.edit import (
     nodes_of,
     shape_of,
 )
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 
 def shard_heads(graph: RankGraph, config: ModelConfig, mapping: Mapping) -> RankGraph:

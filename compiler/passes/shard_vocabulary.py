@@ -14,7 +14,8 @@ from mm2c.passes.edit import (
     set_recipe,
 )
 from mm2c.passes.narrow import narrow
-from mm2c.weights.recipe import Pad, RankGraph, Recipe
+from mm2c.weights.rank_graph import RankGraph
+from mm2c_runtime.weights.recipe import Pad, Recipe
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

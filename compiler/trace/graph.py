@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.trace.cleanup import clean
-from mm2c.weights.recipe import RankGraph, Recipe
+from mm2c.weights.rank_graph import RankGraph
+from mm2c_runtime.weights.recipe import Recipe
 
 
 def trace(

@@ -13,7 +13,7 @@ from mm2c_runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     from mm2c.checkpoint import Checkpoint
-    from mm2c.weights.recipe import Recipe
+    from mm2c_runtime.weights.recipe import Recipe
 
 
 def fp32_bytes(recipes: dict[str, Recipe]) -> int:
@@ -28,7 +28,7 @@ def fp32_bytes(recipes: dict[str, Recipe]) -> int:
 def dense(name: str, recipes: dict[str, Recipe]) -> Recipe:
     """Recipe of a tensor in fp32: block-dequantised where it has scales."""
     from mm2c.config import BLOCK
-    from mm2c.weights.recipe import Cast, dequantize
+    from mm2c_runtime.weights.recipe import Cast, dequantize
 
     recipe = recipes[name]
     scale = recipes.get(f"{name}_scale_inv")
@@ -57,7 +57,7 @@ class Reference:
         import torch
         from transformers import AutoConfig, MiniMaxM2ForCausalLM
 
-        from mm2c.weights.evaluate import evaluate
+        from mm2c_runtime.weights.evaluate import evaluate
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)

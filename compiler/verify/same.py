@@ -11,9 +11,9 @@ from mm2c.bundle.manifest import model_info
 from mm2c.checkpoint.names import SCALE_SUFFIX
 from mm2c.checkpoint.shard import read_shard
 from mm2c.errors import UserError
-from mm2c.weights.dtypes import NUMPY
-from mm2c.weights.evaluate import evaluate
-from mm2c.weights.recipe import Computed
+from mm2c_runtime.weights.dtypes import NUMPY
+from mm2c_runtime.weights.evaluate import evaluate
+from mm2c_runtime.weights.recipe import Computed
 
 if TYPE_CHECKING:
     from mm2c.checkpoint import Checkpoint

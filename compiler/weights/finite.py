@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mm2c.errors import UserError
-from mm2c.weights.dtypes import NUMPY
+from mm2c_runtime.weights.dtypes import NUMPY
 
 Array = np.ndarray[Any, Any]
 DAMAGED = "the file is damaged or was badly converted: download or convert it again"

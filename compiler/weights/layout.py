@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mm2c.weights.dtypes import SAFETENSORS
-from mm2c.weights.evaluate import nbytes
-from mm2c.weights.recipe import (
+from mm2c_runtime.weights.dtypes import SAFETENSORS
+from mm2c_runtime.weights.evaluate import nbytes
+from mm2c_runtime.weights.recipe import (
     ITEMSIZE,
     Computed,
     Concat,

@@ -18,10 +18,10 @@ from rich.filesize import decimal
 
 from mm2c.errors import UserError
 from mm2c.progress import Progress, Quiet, Stage
-from mm2c.weights.evaluate import nbytes, stream
 from mm2c.weights.layout import Entry, FileLayout, WeightJob, lay_out, shared_order
-from mm2c.weights.recipe import Recipe
 from mm2c.weights.shared_reader import SharedReader, TensorFiles
+from mm2c_runtime.weights.evaluate import nbytes, stream
+from mm2c_runtime.weights.recipe import Recipe
 
 CHUNK = 16 << 20  # bytes of one piece of a tensor
 _QUEUED = 2  # pieces waiting for each of the threads that hash and write

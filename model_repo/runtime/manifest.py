@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 2
+FORMAT = 3
 
 
 class _Frozen(BaseModel):
@@ -38,14 +38,30 @@ class ModelInfo(_Frozen):
 
 
 class MappingInfo(_Frozen):
+    """As the compiler's ``Mapping``: ``ep`` above ``tp`` is attention-DP."""
+
     tp: int
     ep: int
     dp: int = 1
 
+    @property
+    def attention_dp(self) -> int:
+        """Attention groups of a replica, each with requests of its own."""
+        return max(self.ep // self.tp, 1)
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a replica; rank r is rank r % tp of attention group r // tp."""
+        return self.tp * self.attention_dp
+
+    @property
+    def replicas(self) -> int:
+        return self.dp // self.attention_dp
+
 
 class Limits(_Frozen):
-    """Sizes fixed at build. ``context``: tokens a row can hold; ``max_rows``: rows decoded together;
-    ``prefill_chunk``: tokens of one prefill step."""
+    """Sizes fixed at build. ``context``: tokens a row can hold; ``max_rows``: rows decoded together, of each
+    attention group; ``prefill_chunk``: tokens of one prefill step of a group."""
 
     context: int
     max_rows: int
@@ -53,9 +69,10 @@ class Limits(_Frozen):
 
 
 class Collective(_Frozen):
-    """``all_reduce`` sums ``input`` over the ranks of each group; ``all_gather`` concatenates along ``axis``."""
+    """``all_reduce`` sums ``input`` over the ranks of each group; ``all_gather`` concatenates along ``axis``;
+    ``reduce_scatter`` sums and leaves the i-th of equal parts along ``axis`` to the group's i-th rank."""
 
-    kind: Literal["all_reduce", "all_gather"]
+    kind: Literal["all_reduce", "all_gather", "reduce_scatter"]
     input: str
     output: str
     axis: int = -1
@@ -132,11 +149,17 @@ class CheckpointInfo(_Frozen):
     revision: str | None
     identity: str  # sha256 over config.json, the index and every tensor's header
     format: Literal["fp8", "bf16", "mixed"]
+    content: str = ""  # key of the data itself, samples of it where it is large: a fine-tune has another
 
 
 class FileEntry(_Frozen):
+    """``chunk`` 0: ``sha256`` is of the file's bytes. Otherwise it is of the concatenated sha256 digests (32 bytes
+    each) of its pieces of ``chunk`` bytes, the last one shorter: large files are hashed on many cores, and while
+    they are written in any order."""
+
     sha256: str
     bytes: int
+    chunk: int = 0
 
 
 class Manifest(_Frozen):
@@ -148,6 +171,9 @@ class Manifest(_Frozen):
     mapping: MappingInfo
     limits: Limits
     logits: Literal["last", "all"]
+    weights: Literal["copy", "checkpoint"] = (
+        "copy"  # "checkpoint": every start reads the ranks' tensors from there
+    )
     checkpoint: CheckpointInfo | None  # None: built from config.json alone, cannot be served
     lowerings: dict[str, Lowering]  # of ONNX Runtime: "fast" and "portable"; empty for other engines
     cuda: CudaProgram | None = None  # of the cuda engine

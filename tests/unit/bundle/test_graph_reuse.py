@@ -9,8 +9,8 @@ import pytest
 
 from mm2c.pipeline import build_bundle
 from mm2c.request import BuildRequest
-from mm2c.weights.recipe import Source
-from mm2c.weights.recipe_file import read_recipes
+from mm2c_runtime.weights.recipe import Source
+from mm2c_runtime.weights.recipe_file import read_recipes
 
 
 @pytest.mark.parametrize("first_tied", [True, False])

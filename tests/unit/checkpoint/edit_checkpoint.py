@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mm2c.checkpoint.shard import read_shard
-from mm2c.weights.dtypes import NUMPY
+from mm2c_runtime.weights.dtypes import NUMPY
 
 Tensors = dict[str, np.ndarray]
 SHARDS = 2

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from mm2c.checkpoint import Checkpoint
 from mm2c.errors import UserError
-from mm2c.weights.evaluate import evaluate
+from mm2c_runtime.weights.evaluate import evaluate
 
 Make = Callable[..., Path]
 EXPERT = "model.layers.1.block_sparse_moe.experts.3"
@@ -94,7 +94,7 @@ def test_recipes_evaluate_to_the_released_layout(random_checkpoint: Make) -> Non
 
 
 def _sources(recipes: object) -> set[str]:
-    from mm2c.weights.recipe_json import to_json
+    from mm2c_runtime.weights.recipe_json import to_json
 
     found: set[str] = set()
 

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from mm2c.bundle.fresh import difference_of
 from mm2c.checkpoint import Checkpoint
 from mm2c.cli.main import app
-from mm2c.weights.evaluate import evaluate
-from mm2c.weights.recipe_file import read_recipes
 from mm2c_runtime.manifest_file import read_manifest
+from mm2c_runtime.weights.evaluate import evaluate
+from mm2c_runtime.weights.recipe_file import read_recipes
 
 MM2C = str(Path(sys.executable).with_name("mm2c"))
 

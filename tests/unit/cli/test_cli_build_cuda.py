@@ -17,8 +17,8 @@ from stub_library import write_library
 
 from mm2c.cli.main import app
 from mm2c.engine import select
-from mm2c.weights.recipe_file import read_recipes
 from mm2c_runtime.manifest_file import read_bundle, read_manifest
+from mm2c_runtime.weights.recipe_file import read_recipes
 
 
 @pytest.fixture(scope="module")

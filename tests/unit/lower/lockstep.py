@@ -13,8 +13,8 @@ from mm2c.config import PAGE, Mapping, ModelConfig
 from mm2c.lower.cut import cut
 from mm2c.lower.program import LoweredRank, Program
 from mm2c.passes.shard import shard
-from mm2c.weights.evaluate import TensorReader, evaluate
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
+from mm2c_runtime.weights.evaluate import TensorReader, evaluate
 
 Array = np.ndarray[Any, Any]
 

@@ -15,7 +15,7 @@ from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.lower.cuda import lower_cuda
 from mm2c.lower.portable import attach_bodies, lower_portable
 from mm2c.lower.program import LoweredRank
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 CUTS = [(1, 1), (2, 1), (4, 1), (4, 2), (4, 4)]
 MIXED = replace(

@@ -18,7 +18,8 @@ from mm2c.lower.program import LoweredRank
 from mm2c.passes.edit import PassError, nodes_of
 from mm2c.passes.shard import shard
 from mm2c.trace import trace
-from mm2c.weights.recipe import Cast, Concat, RankGraph
+from mm2c.weights.rank_graph import RankGraph
+from mm2c_runtime.weights.recipe import Cast, Concat
 
 CONFIG = model_config(hidden=128, head_dim=128, intermediate=512, vocab=97)
 FP8 = fp8_everywhere(CONFIG)

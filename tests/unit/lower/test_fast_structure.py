@@ -11,7 +11,7 @@ from mm2c.lower.contrib_experts import SLICES
 from mm2c.lower.fast import lower_fast
 from mm2c.lower.program import LoweredRank
 from mm2c.passes.shard import shard
-from mm2c.weights.recipe import Concat, Dequantize, Interleave, Slice, Transpose
+from mm2c_runtime.weights.recipe import Concat, Dequantize, Interleave, Slice, Transpose
 
 CONFIG = model_config(hidden=128, head_dim=128, intermediate=512)
 

@@ -16,7 +16,7 @@ from mm2c.lower.fast import lower_fast
 from mm2c.lower.onnxruntime import LOWERINGS
 from mm2c.lower.portable import lower_portable
 from mm2c.passes.legality import stored_formats
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 TOLERANCE = 1e-5  # of the largest logit
 PROMPTS = (7, 1, 12)

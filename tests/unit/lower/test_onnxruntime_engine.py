@@ -17,8 +17,8 @@ from mm2c.engine.onnxruntime import build, kv_spec, write_graph
 from mm2c.lower.onnxruntime import LOWERINGS, WEIGHTS
 from mm2c.lower.program import Program
 from mm2c.passes.shard import shard
-from mm2c.weights.evaluate import evaluate
-from mm2c.weights.recipe import Recipe
+from mm2c_runtime.weights.evaluate import evaluate
+from mm2c_runtime.weights.recipe import Recipe
 
 CONFIG = model_config(hidden=128, head_dim=128, intermediate=512, layers=1)
 GRAPH = hand_graph(CONFIG, fp8_everywhere(CONFIG))

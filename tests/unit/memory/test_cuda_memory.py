@@ -17,7 +17,7 @@ from mm2c.errors import UserError
 from mm2c.lower.cuda import lower_cuda
 from mm2c.memory import plan_memory
 from mm2c.passes.shard import shard
-from mm2c.weights.evaluate import nbytes
+from mm2c_runtime.weights.evaluate import nbytes
 
 M27 = ModelConfig(
     layers=62, hidden=3072, heads=48, kv_heads=8, head_dim=128, intermediate=1536, experts=256, top_k=8,

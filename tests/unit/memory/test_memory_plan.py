@@ -9,7 +9,7 @@ from mm2c.config import BuildOptions, Mapping, ModelConfig, Rope, WeightFormats
 from mm2c.errors import UserError
 from mm2c.host_memory import check_host_memory, host_memory
 from mm2c.memory import plan_memory
-from mm2c.weights.evaluate import nbytes
+from mm2c_runtime.weights.evaluate import nbytes
 
 M27 = ModelConfig(
     layers=62, hidden=3072, heads=48, kv_heads=8, head_dim=128, intermediate=1536, experts=256, top_k=8,

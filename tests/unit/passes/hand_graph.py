@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from mm2c.checkpoint.recipes import recipes_for_config
 from mm2c.config import ModelConfig, Rope, WeightFormats
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 _TYPES = {"f32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "e4m3": ir.DataType.FLOAT8E4M3FN}
 

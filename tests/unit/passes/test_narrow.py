@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm2c.passes.narrow import join, narrow
-from mm2c.weights.evaluate import evaluate
-from mm2c.weights.recipe import Cast, Concat, Pad, Recipe, Slice, Source, Stack
+from mm2c_runtime.weights.evaluate import evaluate
+from mm2c_runtime.weights.recipe import Cast, Concat, Pad, Recipe, Slice, Source, Stack
 
 
 class Counting:

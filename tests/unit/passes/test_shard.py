@@ -14,8 +14,8 @@ from mm2c.errors import UserError
 from mm2c.passes.edit import PassError
 from mm2c.passes.shard import shard
 from mm2c.passes.shard_heads import shard_heads
-from mm2c.weights.evaluate import evaluate
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
+from mm2c_runtime.weights.evaluate import evaluate
 
 CONFIG = model_config(hidden=128, heads=8, kv_heads=4, head_dim=128, intermediate=512, experts=8, vocab=97)
 CUTS = [(2, 1), (4, 1), (2, 2), (4, 2), (4, 4)]

@@ -13,7 +13,8 @@ from traced_model import config, formats, random_weights, serialised
 from mm2c.checkpoint.recipes import recipes_for_config
 from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.trace import trace
-from mm2c.weights.recipe import RankGraph, Source
+from mm2c.weights.rank_graph import RankGraph
+from mm2c_runtime.weights.recipe import Source
 
 SHAPE = config(layers=3, intermediate=128)
 

@@ -14,7 +14,7 @@ from mm2c import dialect
 from mm2c.config import ModelConfig, Rope, WeightFormats
 from mm2c.dialect.blocks import dequantize_reference
 from mm2c.trace.official import official_config
-from mm2c.weights.recipe import RankGraph
+from mm2c.weights.rank_graph import RankGraph
 
 NUMPY = {
     ir.DataType.FLOAT: np.float32,

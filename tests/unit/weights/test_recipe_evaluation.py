@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm2c.weights.dtypes import E4M3_VALUES, NUMPY
-from mm2c.weights.evaluate import evaluate, nbytes, stream
-from mm2c.weights.recipe import (
+from mm2c_runtime.weights.dtypes import E4M3_VALUES, NUMPY
+from mm2c_runtime.weights.evaluate import evaluate, nbytes, stream
+from mm2c_runtime.weights.recipe import (
     Cast,
     Computed,
     Concat,
@@ -25,7 +25,7 @@ from mm2c.weights.recipe import (
     Stack,
     Transpose,
 )
-from mm2c.weights.recipe_json import from_json, to_json
+from mm2c_runtime.weights.recipe_json import from_json, to_json
 
 Array = np.ndarray[Any, Any]
 

@@ -11,9 +11,9 @@ import pytest
 from mm2c.checkpoint import rope_recipes
 from mm2c.checkpoint.config_rope import parse_rope
 from mm2c.config import ModelConfig
-from mm2c.weights.evaluate import evaluate
-from mm2c.weights.recipe import Computed
-from mm2c.weights.rope import frequencies, table
+from mm2c_runtime.weights.evaluate import evaluate
+from mm2c_runtime.weights.recipe import Computed
+from mm2c_runtime.weights.rope import frequencies, table
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 CASES: list[dict[str, Any]] = [

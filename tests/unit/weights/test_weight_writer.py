@@ -22,11 +22,11 @@ from mm2c.checkpoint import Checkpoint
 from mm2c.checkpoint.shard import TensorInfo
 from mm2c.errors import UserError
 from mm2c.weights import writer
-from mm2c.weights.dtypes import NUMPY
-from mm2c.weights.evaluate import evaluate
 from mm2c.weights.layout import ALIGNMENT, WeightJob, lay_out, shared_order
-from mm2c.weights.recipe import Cast, Dequantize, Interleave, Recipe, Slice, Source, Stack, Transpose
 from mm2c.weights.writer import write_all
+from mm2c_runtime.weights.dtypes import NUMPY
+from mm2c_runtime.weights.evaluate import evaluate
+from mm2c_runtime.weights.recipe import Cast, Dequantize, Interleave, Recipe, Slice, Source, Stack, Transpose
 
 Make = Callable[..., Path]
 EXPERTS = "model.layers.0.mlp.experts"

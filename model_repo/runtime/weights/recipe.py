@@ -6,11 +6,8 @@ repacker evaluates it once, reading only the bytes it names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from dataclasses import dataclass
+from typing import Any, Literal
 
 DType = Literal["e4m3", "bf16", "f32", "f16"]
 ITEMSIZE: dict[str, int] = {"e4m3": 1, "bf16": 2, "f32": 4, "f16": 2}
@@ -166,16 +163,74 @@ class Pad:
         return (*s[: self.axis], self.to, *s[self.axis + 1 :])
 
 
-Recipe = Source | Computed | Slice | Concat | Stack | Dequantize | Cast | Transpose | Interleave | Pad
+@dataclass(frozen=True)
+class Repeat:
+    """Each entry along ``axis`` ``times`` times in a row: block scales of blocks that are divided."""
+
+    of: Recipe
+    axis: int
+    times: int
+
+    @property
+    def dtype(self) -> DType:
+        return self.of.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        s = self.of.shape
+        return (*s[: self.axis], s[self.axis] * self.times, *s[self.axis + 1 :])
 
 
-@dataclass
-class RankGraph:
-    """A dialect graph whose initializers carry shape and dtype but no data, and the recipe of each of
-    them."""
+@dataclass(frozen=True)
+class Quantize:
+    """e4m3 of a dense weight over its last two axes, divided by the scale of its block (``QuantizeScale``)."""
 
-    model: ir.Model
-    recipes: dict[str, Recipe] = field(default_factory=dict)
+    of: Recipe
+    block_n: int
+    block_k: int
+
+    @property
+    def dtype(self) -> DType:
+        return "e4m3"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+
+@dataclass(frozen=True)
+class QuantizeScale:
+    """f32 scale of each block_n × block_k block over the last two axes of a dense weight: max |w| / 448."""
+
+    of: Recipe
+    block_n: int
+    block_k: int
+
+    @property
+    def dtype(self) -> DType:
+        return "f32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *lead, n, k = self.of.shape
+        return (*lead, -(-n // self.block_n), -(-k // self.block_k))
+
+
+Recipe = (
+    Source
+    | Computed
+    | Slice
+    | Concat
+    | Stack
+    | Dequantize
+    | Cast
+    | Transpose
+    | Interleave
+    | Pad
+    | Repeat
+    | Quantize
+    | QuantizeScale
+)
 
 
 def dequantize(weight: Recipe, scale: Recipe, block_n: int, block_k: int) -> Recipe:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from mm2c.weights import recipe as r
-from mm2c.weights.recipe import Recipe
+from mm2c_runtime.weights import recipe as r
+from mm2c_runtime.weights.recipe import Recipe
 
 _NODES: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
@@ -21,6 +21,9 @@ _NODES: dict[str, type[Any]] = {
         r.Transpose,
         r.Interleave,
         r.Pad,
+        r.Repeat,
+        r.Quantize,
+        r.QuantizeScale,
     )
 }
 _RECIPES = tuple(_NODES.values())

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mm2c.weights import rope
-from mm2c.weights.dtypes import NUMPY, widen
-from mm2c.weights.recipe import (
+from mm2c_runtime.weights import rope
+from mm2c_runtime.weights.dtypes import NUMPY, widen
+from mm2c_runtime.weights.recipe import (
     ITEMSIZE,
     Cast,
     Computed,
@@ -22,13 +22,17 @@ from mm2c.weights.recipe import (
     Dequantize,
     Interleave,
     Pad,
+    Quantize,
+    QuantizeScale,
     Recipe,
+    Repeat,
     Slice,
     Source,
     Stack,
     Transpose,
 )
 
+E4M3_MAX = 448.0
 Array = np.ndarray[Any, Any]
 Region = tuple[tuple[int, int], ...]
 
@@ -71,6 +75,12 @@ def evaluate(recipe: Recipe, reader: TensorReader, region: Region | None = None)
         return rows[:, slice(*region[1])]
     if isinstance(recipe, Dequantize):
         return _dequantize(recipe, reader, region)
+    if isinstance(recipe, Repeat):
+        return _repeat(recipe, reader, region)
+    if isinstance(recipe, Quantize):
+        return _quantize(recipe, reader, region)
+    if isinstance(recipe, QuantizeScale):
+        return _quantize_scale(recipe, reader, region)
     return _assembled(recipe, reader, region)
 
 
@@ -120,6 +130,50 @@ def _dequantize(recipe: Dequantize, reader: TensorReader, region: Region) -> Arr
         first = columns[0] - k0 * recipe.block_k
         out[..., top:bottom, :] *= wide[..., None, first : first + columns[1] - columns[0]]
     return out
+
+
+def _repeat(recipe: Repeat, reader: TensorReader, region: Region) -> Array:
+    start, stop = region[recipe.axis]
+    first = start // recipe.times
+    inner = evaluate(recipe.of, reader, _at(region, recipe.axis, first, -(-stop // recipe.times)))
+    wide = np.repeat(inner, recipe.times, axis=recipe.axis)
+    begin = start - first * recipe.times
+    return wide[_along(recipe.axis, slice(begin, begin + stop - start))]
+
+
+def _quantize(recipe: Quantize, reader: TensorReader, region: Region) -> Array:
+    """Whole blocks are read, so that a block's scale does not depend on the region."""
+    lead, (rows, columns) = region[:-2], region[-2:]
+    n, k = recipe.of.shape[-2:]
+    n0, k0 = rows[0] // recipe.block_n, columns[0] // recipe.block_k
+    n1, k1 = -(-rows[1] // recipe.block_n), -(-columns[1] // recipe.block_k)
+    top, left = n0 * recipe.block_n, k0 * recipe.block_k
+    box = ((top, min(n1 * recipe.block_n, n)), (left, min(k1 * recipe.block_k, k)))
+    weight = widen(evaluate(recipe.of, reader, (*lead, *box)))
+    scale = block_scales(weight, recipe.block_n, recipe.block_k)
+    wide = np.repeat(np.repeat(scale, recipe.block_n, axis=-2), recipe.block_k, axis=-1)
+    weight = weight / wide[..., : weight.shape[-2], : weight.shape[-1]]
+    kept = weight[..., rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
+    return np.clip(kept, -E4M3_MAX, E4M3_MAX).astype(NUMPY["e4m3"])
+
+
+def _quantize_scale(recipe: QuantizeScale, reader: TensorReader, region: Region) -> Array:
+    lead, (rows, columns) = region[:-2], region[-2:]
+    n, k = recipe.of.shape[-2:]
+    box = (
+        (rows[0] * recipe.block_n, min(rows[1] * recipe.block_n, n)),
+        (columns[0] * recipe.block_k, min(columns[1] * recipe.block_k, k)),
+    )
+    return block_scales(widen(evaluate(recipe.of, reader, (*lead, *box))), recipe.block_n, recipe.block_k)
+
+
+def block_scales(weight: Array, block_n: int, block_k: int) -> Array:
+    """f32[…, ⌈N / block_n⌉, ⌈K / block_k⌉] of weight f32[…, N, K]: max |w| of a block over 448, the largest e4m3;
+    1 for a block of zeros."""
+    rows = np.maximum.reduceat(np.abs(weight), np.arange(0, weight.shape[-2], block_n), axis=-2)
+    largest = np.maximum.reduceat(rows, np.arange(0, weight.shape[-1], block_k), axis=-1)
+    scales: Array = np.where(largest > 0, largest / np.float32(E4M3_MAX), np.float32(1)).astype(np.float32)
+    return scales
 
 
 def _assembled(recipe: Concat | Stack | Interleave | Pad, reader: TensorReader, region: Region) -> Array:

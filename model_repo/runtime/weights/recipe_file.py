@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mm2c.weights.recipe import Recipe
-from mm2c.weights.recipe_json import from_json, to_json
+from mm2c_runtime.weights.recipe import Recipe
+from mm2c_runtime.weights.recipe_json import from_json, to_json
 
 SUFFIX = ".recipes.json"
 
