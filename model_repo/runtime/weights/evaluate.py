@@ -154,7 +154,8 @@ def _quantize(recipe: Quantize, reader: TensorReader, region: Region) -> Array:
     wide = np.repeat(np.repeat(scale, recipe.block_n, axis=-2), recipe.block_k, axis=-1)
     weight = weight / wide[..., : weight.shape[-2], : weight.shape[-1]]
     kept = weight[..., rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-    return np.clip(kept, -E4M3_MAX, E4M3_MAX).astype(NUMPY["e4m3"])
+    codes: Array = np.clip(kept, -E4M3_MAX, E4M3_MAX).astype(NUMPY["e4m3"])
+    return codes
 
 
 def _quantize_scale(recipe: QuantizeScale, reader: TensorReader, region: Region) -> Array:
