@@ -115,6 +115,10 @@ class Mapping:
         """Ranks over which each expert's intermediate width is cut."""
         return max(self.tp // self.ep, 1)
 
+    def kv_heads_of_rank(self, kv_heads: int) -> int:
+        """KV heads that a rank holds: where there are fewer than ``tp`` of them, tp // kv_heads ranks hold each."""
+        return max(kv_heads // self.tp, 1)
+
     @property
     def ep_rank(self) -> int:
         return self.rank // self.moe_tp

@@ -9,6 +9,7 @@ from mm2c.engine import cuda as engine
 from mm2c.engine.plugin_library import PluginLibrary
 from mm2c.graphs import Graphs
 from mm2c.lower.cuda import lower_cuda
+from mm2c.lower.local_head import lower_to_local_head
 from mm2c.lower.program import LoweredRank
 from mm2c.passes.shard import shard
 from mm2c.progress import Progress
@@ -43,7 +44,7 @@ def write_graphs(
             engine.write_graph(lowered, stage / f"rank{rank}" / "model.onnx", places)
             bar.advance()
     files = {job.path.relative_to(stage).as_posix(): job.recipes for job in jobs}
-    return Graphs(files, cuda=engine.record(records, library))
+    return Graphs(files, cuda=engine.record(records, library, engine.head_of(config, options)))
 
 
 def write_bare_graphs(
@@ -53,11 +54,15 @@ def write_bare_graphs(
     recipes: dict[str, Recipe],
     stage: Path,
     progress: Progress,
-) -> None:
-    """``rank*/model.onnx`` alone: paged graphs with function bodies, tensors named but absent."""
+) -> dict[str, dict[str, Recipe]]:
+    """``rank*/model.onnx`` alone: paged graphs with function bodies, tensors named but absent. Returns the recipes of
+    the weight files that they would have."""
+    files = {}
     for rank, lowered in enumerate(_lowered(config, formats, options, recipes, progress)):
         (stage / f"rank{rank}").mkdir()
         engine.write_graph(lowered, stage / f"rank{rank}" / "model.onnx")
+        files[f"rank{rank}/{engine.WEIGHTS}"] = lowered.recipes
+    return files
 
 
 def _lowered(
@@ -70,9 +75,11 @@ def _lowered(
     with progress.stage("Tracing transformers' module"):
         whole = trace(config, formats, options, recipes, activation="bf16")
     ranks = []
-    with progress.stage("Sharding and lowering", options.mapping.tp) as bar:
-        for rank in range(options.mapping.tp):
+    with progress.stage("Sharding and lowering", options.mapping.ranks) as bar:
+        for rank in range(options.mapping.ranks):
             own = shard(whole, config, options.mapping.at(rank))
             ranks.append(lower_cuda(own, engine.kv_type(options)))
+            if engine.head_of(config, options) == "candidates":
+                lower_to_local_head(ranks[-1])
             bar.advance()
     return ranks

@@ -27,14 +27,14 @@ def write_graphs(
     progress: Progress,
 ) -> Graphs:
     """``rank*/{fast,portable}.*.onnx`` and ``rank*/model.onnx``."""
-    tp = options.mapping.tp
+    mapping = options.mapping
     with progress.stage("Tracing transformers' module"):
         whole = trace(config, formats, options, recipes)
     programs: dict[tuple[int, str], Program] = {}
     ranks = []
-    with progress.stage("Sharding and lowering", tp * len(LOWERINGS)) as bar:
-        for rank in range(tp):
-            ranks.append(shard(whole, config, options.mapping.at(rank)))
+    with progress.stage("Sharding and lowering", mapping.ranks * len(LOWERINGS)) as bar:
+        for rank in range(mapping.ranks):
+            ranks.append(shard(whole, config, mapping.at(rank)))
             for name, lower in LOWERINGS.items():
                 programs[rank, name] = cut(lower(ranks[rank]))
                 bar.advance()
@@ -44,13 +44,15 @@ def write_graphs(
     ]
     layouts = dict(zip(programs, lay_out(jobs, shared_order(jobs)), strict=True))
     found: dict[str, list[RankProgram]] = {name: [] for name in LOWERINGS}
-    kv = engine.kv_spec(config, tp)
+    kv, named = engine.kv_spec(config, mapping), options.weights == "checkpoint"
     with progress.stage("Writing graphs", len(programs)) as bar:
         for (rank, name), program in programs.items():
             places = {
                 n: (e.dtype, e.shape, e.offset, e.nbytes) for n, e in layouts[rank, name].entries.items()
             }
-            _, record = engine.build(program, stage, rank=rank, lowering=name, entries=places, kv=kv)
+            _, record = engine.build(
+                program, stage, rank=rank, lowering=name, entries=places, kv=kv, named=named
+            )
             found[name].append(record)
             if name == "portable":
                 engine.write_graph(ranks[rank], stage / f"rank{rank}" / "model.onnx", places)
@@ -69,13 +71,17 @@ def write_bare_graphs(
     recipes: dict[str, Recipe],
     stage: Path,
     progress: Progress,
-) -> None:
-    """``rank*/model.onnx`` alone: the dialect over rows with function bodies, tensors named but absent."""
+) -> dict[str, dict[str, Recipe]]:
+    """``rank*/model.onnx`` alone: the dialect over rows with function bodies, tensors named but absent. Returns the
+    recipes of the weight files that they would have."""
+    files = {}
     with progress.stage("Tracing transformers' module"):
         whole = trace(config, formats, options, recipes)
-    with progress.stage("Sharding and writing graphs", options.mapping.tp) as bar:
-        for rank in range(options.mapping.tp):
+    with progress.stage("Sharding and writing graphs", options.mapping.ranks) as bar:
+        for rank in range(options.mapping.ranks):
             (stage / f"rank{rank}").mkdir()
             own = shard(whole, config, options.mapping.at(rank))
             engine.write_graph(own, stage / f"rank{rank}" / "model.onnx")
+            files[f"rank{rank}/{WEIGHTS['portable']}"] = own.recipes
             bar.advance()
+    return files

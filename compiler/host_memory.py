@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 from mm2c.errors import UserError
 from mm2c.memory import plan_memory
+
+
+@dataclass(frozen=True)
+class HostNeeds:
+    """Bytes on the CPU, of all ranks of a replica in one process. ``kv_per_token``: of one attention group;
+    ``rows`` and ``row_tokens``: of each of the ``groups``."""
+
+    weights: int
+    activations: int
+    kv_per_token: int
+    rows: int
+    row_tokens: int
+    groups: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Of cache, every row of every group full."""
+        return self.groups * self.rows * self.row_tokens
+
+    @property
+    def cache(self) -> int:
+        return self.tokens * self.kv_per_token
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations
+
+    def kv_capacity(self, available: int) -> int:
+        """Tokens of cache beside weights and a step."""
+        return max(0, available - self.weights - self.activations) // self.kv_per_token
 
 
 def host_memory() -> int:
@@ -27,14 +58,8 @@ def _host_limits() -> Iterator[int]:
             yield int(text)
 
 
-def check_host_memory(
-    config: ModelConfig, options: BuildOptions, available: int | None = None
-) -> dict[str, Any]:
-    """What the ONNX Runtime engine needs on the CPU, all ranks in one process, everything in f32.
-
-    Raises UserError with the figures where this machine (``available`` bytes: its memory) cannot hold it.
-    """
-    available = host_memory() if available is None else available
+def host_needs(config: ModelConfig, options: BuildOptions) -> HostNeeds:
+    """What the ONNX Runtime engine needs on the CPU, all ranks in one process, everything in f32."""
     plan = plan_memory(
         config,
         WeightFormats(),
@@ -47,43 +72,65 @@ def check_host_memory(
         activation_dtype="f32",
         attention_scores=True,
     )
-    weights = sum(rank.weights.total for rank in plan.ranks)
-    activations = plan.ranks[0].activations  # ranks take turns
-    cache = plan.tokens * plan.kv_per_token
-    need = weights + cache + activations
+    return HostNeeds(
+        weights=sum(rank.weights.total for rank in plan.ranks),
+        activations=plan.ranks[0].activations,  # ranks take turns
+        kv_per_token=plan.kv_per_token,
+        rows=options.max_rows,
+        row_tokens=plan.tokens // options.max_rows,
+        groups=options.mapping.attention_dp,
+    )
+
+
+def check_host_memory(
+    config: ModelConfig, options: BuildOptions, available: int | None = None
+) -> dict[str, Any]:
+    """The report of ``host_needs``.
+
+    Raises UserError with the figures where this machine (``available`` bytes: its memory) cannot hold it.
+    """
+    available = host_memory() if available is None else available
+    needs = host_needs(config, options)
     has = f"this machine has {available / 1e9:.0f} GB"
-    if weights >= available:
+    if needs.weights >= available:
         raise UserError(
-            f"the model does not fit: on the CPU its weights take {weights / 1e9:.0f} GB in fp32, {has}",
+            f"the model does not fit: on the CPU its weights take {needs.weights / 1e9:.0f} GB in fp32, {has}",
             where="this machine's memory",
             remedy="--engine cuda builds it for GPUs, here too; or a machine with more memory, or a smaller "
             "checkpoint; --config-only writes the graphs and the memory plan of every rank without weights",
         )
-    if weights + activations > available:
+    if needs.weights + needs.activations > available:
         raise UserError(
-            f"a step does not fit: {options.max_rows} rows and chunks of {options.prefill_chunk} tokens with a "
-            f"context of {options.context} take {activations / 1e9:.1f} GB beside {weights / 1e9:.1f} GB of "
-            f"weights, {has}",
+            f"a step does not fit: {needs.rows} rows and chunks of {options.prefill_chunk} tokens with a "
+            f"context of {options.context} take {needs.activations / 1e9:.1f} GB beside "
+            f"{needs.weights / 1e9:.1f} GB of weights, {has}",
             where="--max-rows, --prefill-chunk, --context",
             remedy="make the largest of them smaller",
         )
-    if need > available:
-        room = (available - weights - activations) // plan.kv_per_token // options.max_rows
+    if needs.total > available:
+        room = needs.kv_capacity(available) // (needs.rows * needs.groups)
+        groups = f"{needs.groups} groups of " if needs.groups > 1 else ""
         raise UserError(
-            f"the KV cache does not fit: {options.max_rows} rows of {plan.tokens // options.max_rows} tokens "
-            f"take {cache / 1e9:.0f} GB beside {weights / 1e9:.0f} GB of weights, {has}",
+            f"the KV cache does not fit: {groups}{needs.rows} rows of {needs.row_tokens} tokens take "
+            f"{needs.cache / 1e9:.0f} GB beside {needs.weights / 1e9:.0f} GB of weights, {has}",
             where="--context, --max-rows",
-            remedy=(f"--context {room} fits with {options.max_rows} rows; or " if room else "")
+            remedy=(f"--context {room} fits with {needs.rows} rows; or " if room else "")
             + "take fewer rows with --max-rows",
         )
+    return host_report(needs, available)
+
+
+def host_report(needs: HostNeeds, available: int) -> dict[str, Any]:
+    """The needs in words and bytes, beside the ``available`` bytes of this machine."""
     return {
-        "summary": f"{need / 1e9:.2f} GB in fp32: weights {weights / 1e9:.2f}, KV cache {cache / 1e9:.2f} "
-        f"({plan.tokens} tokens), activations {activations / 1e9:.2f}; {has}",
-        "weights_bytes": weights,
-        "kv_bytes": cache,
-        "kv_bytes_per_token": plan.kv_per_token,
-        "kv_capacity_tokens": max(0, available - weights - activations) // plan.kv_per_token,
-        "activations_bytes": activations,
-        "total_bytes": need,
+        "summary": f"{needs.total / 1e9:.2f} GB in fp32: weights {needs.weights / 1e9:.2f}, KV cache "
+        f"{needs.cache / 1e9:.2f} ({needs.tokens} tokens), activations {needs.activations / 1e9:.2f}; "
+        f"this machine has {available / 1e9:.0f} GB",
+        "weights_bytes": needs.weights,
+        "kv_bytes": needs.cache,
+        "kv_bytes_per_token": needs.kv_per_token,
+        "kv_capacity_tokens": needs.kv_capacity(available),
+        "activations_bytes": needs.activations,
+        "total_bytes": needs.total,
         "available_bytes": available,
     }

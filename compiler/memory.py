@@ -19,6 +19,7 @@ from mm2c.checkpoint.names import (
     layer_vectors,
 )
 from mm2c.config import BLOCK, KvDtype, Mapping, ModelConfig, WeightFormats
+from mm2c.plan.step import ceil_div, cuda_step, kv_heads_of
 from mm2c_runtime.weights.recipe import ITEMSIZE
 
 # "fp8": as stored; "bf16" converts the linears, "f32" everything; "cuda": as the cuda engine's files have them
@@ -45,50 +46,67 @@ class Weights:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on one rank. ``kv_per_token``: of all layers, K and V; ``activations``: the estimated peak of a
-    step."""
+    """Bytes on one rank, all there before the first token. ``kv_per_token``: of all layers, K and V, of this rank's
+    heads; ``activations``: the tensors of the largest step; ``workspace``: what its kernels write besides;
+    ``buffers``: what lies there between steps (inputs, block tables, logits)."""
 
     rank: int
     weights: Weights
     kv_per_token: int
     activations: int
+    workspace: int = 0
+    buffers: int = 0
+
+    @property
+    def step(self) -> int:
+        """Bytes that the largest step takes and gives back."""
+        return self.activations + self.workspace
+
+    @property
+    def fixed(self) -> int:
+        """Bytes beside the KV cache."""
+        return self.weights.total + self.step + self.buffers
 
     def total(self, tokens: int) -> int:
         """Bytes with ``tokens`` tokens in the cache."""
-        return self.weights.total + self.activations + tokens * self.kv_per_token
+        return self.fixed + tokens * self.kv_per_token
 
     def kv_capacity(self, available: int) -> int:
-        """Tokens that fit beside weights and activations into ``available`` bytes; 0 where those alone do
-        not."""
-        return max(0, available - self.weights.total - self.activations) // self.kv_per_token
+        """Tokens that fit beside everything else into ``available`` bytes; 0 where that alone does not."""
+        return max(0, available - self.fixed) // self.kv_per_token
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One replica's ranks, and the cache that was asked for: ``tokens`` = rows * context. ``dp``:
-    replicas."""
+    """One replica's ranks, and the cache that was asked for: ``tokens`` = rows * context of each attention group.
+    ``tp``: ranks of a group, which hold the same tokens; ``dp``: groups in all, over all replicas."""
 
     ranks: tuple[RankMemory, ...]
     tokens: int
+    tp: int = 1
     dp: int = 1
 
     @property
+    def replicas(self) -> int:
+        return self.dp * self.tp // len(self.ranks)
+
+    @property
     def per_rank(self) -> int:
-        """Bytes of the fullest rank."""
+        """Bytes of the fullest rank, its group's rows full."""
         return max(rank.total(self.tokens) for rank in self.ranks)
 
     @property
     def total(self) -> int:
-        """Bytes of all ranks and replicas."""
-        return self.dp * sum(rank.total(self.tokens) for rank in self.ranks)
+        """Bytes of all ranks of all replicas, every row full."""
+        return self.replicas * sum(rank.total(self.tokens) for rank in self.ranks)
 
     @property
     def kv_per_token(self) -> int:
-        """Bytes that a token takes on all ranks of its replica."""
-        return sum(rank.kv_per_token for rank in self.ranks)
+        """Bytes that a token takes on all ranks that hold it: those of one attention group."""
+        return sum(rank.kv_per_token for rank in self.ranks[: self.tp])
 
     def kv_capacity_tokens(self, available: int) -> int:
-        """Tokens that all replicas can hold with ``available`` bytes for each rank."""
+        """Tokens that all groups of all replicas can hold with ``available`` bytes for each rank."""
         return self.dp * min(rank.kv_capacity(available) for rank in self.ranks)
 
 
@@ -106,34 +124,31 @@ def plan_memory(
     attention_scores: bool = False,
     page: int = 1,
 ) -> MemoryPlan:
-    """The plan of every rank of ``mapping`` (its own ``rank`` does not matter).
+    """The plan of every rank of one replica of ``mapping`` (its own ``rank`` does not matter).
 
-    ``context``: tokens a row can hold (0: the model's); ``rows``: rows decoded together; ``chunk``: tokens of
-    a prefill step; ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime
-    does); ``page``: tokens of a page, of which a row takes whole ones.
+    ``context``: tokens a row can hold (0: the model's); ``rows``: rows of an attention group decoded together;
+    ``chunk``: tokens of a prefill step; ``weight_dtype`` "cuda" plans the cuda engine's steps, else ONNX Runtime's;
+    ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime does); ``page``: tokens of
+    a page, of which a row takes whole ones.
     """
     context = context or config.context
-    kv = 2 * config.layers * _kv_heads(config, mapping) * config.head_dim * KV_ITEMSIZE[kv_dtype]
+    kv = 2 * config.layers * kv_heads_of(config, mapping) * config.head_dim * KV_ITEMSIZE[kv_dtype]
     weights = _weights(config, formats, mapping, weight_dtype, context)
-    step = _activations(config, mapping, context, rows, chunk, ITEMSIZE[activation_dtype], attention_scores)
-    ranks = tuple(RankMemory(rank, weights, kv, step) for rank in range(mapping.tp))
-    return MemoryPlan(ranks, rows * _ceil(context, page) * page, mapping.dp)
-
-
-def _ceil(size: int, parts: int) -> int:
-    return -(-size // parts)
-
-
-def _kv_heads(config: ModelConfig, mapping: Mapping) -> int:
-    """KV heads of a rank; each rank keeps one where there are more ranks than heads."""
-    return _ceil(config.kv_heads, mapping.tp)
+    if weight_dtype == "cuda":
+        most = cuda_step(config, mapping, context=context, rows=rows, chunk=chunk, page=page)
+        step = (most.activations, most.workspace, most.buffers)
+    else:
+        size = ITEMSIZE[activation_dtype]
+        step = (_activations(config, mapping, context, rows, chunk, size, attention_scores), 0, 0)
+    ranks = tuple(RankMemory(rank, weights, kv, *step) for rank in range(mapping.ranks))
+    return MemoryPlan(ranks, rows * ceil_div(context, page) * page, mapping.tp, mapping.dp)
 
 
 def _blocks(size: int, whole: int) -> int:
     """Scale blocks along an axis of which a rank has ``size`` of ``whole``: a cut through blocks halves them
     until none is cut."""
     block = BLOCK if size == whole or size % BLOCK == 0 else math.gcd(BLOCK, size)
-    return _ceil(size, block)
+    return ceil_div(size, block)
 
 
 def _weights(
@@ -157,9 +172,9 @@ def _weights(
             return elements + 4 * _blocks(*n) * _blocks(*k) * count
         return elements * ITEMSIZE[target]
 
-    vocabulary = _ceil(config.vocab, mapping.tp) * config.hidden
+    vocabulary = ceil_div(config.vocab, mapping.tp) * config.hidden
     attention = experts = router = norms = 0
-    q, kv = config.q_width // mapping.tp, _kv_heads(config, mapping) * config.head_dim
+    q, kv = config.q_width // mapping.tp, kv_heads_of(config, mapping) * config.head_dim
     own = {"q_proj": (q, config.q_width), "k_proj": (kv, config.kv_width), "v_proj": (kv, config.kv_width)}
     inner = (config.intermediate // mapping.moe_tp, config.intermediate)
     hidden = (config.hidden, config.hidden)
@@ -191,15 +206,18 @@ def _weights(
 def _activations(
     config: ModelConfig, mapping: Mapping, context: int, rows: int, chunk: int, itemsize: int, scores: bool
 ) -> int:
-    """Residual and its norm, beside the largest of attention, experts and logits."""
+    """ONNX Runtime's step: residual and its norm, beside the largest of attention, experts and logits."""
     tokens = max(chunk, rows)
-    heads = _ceil(config.heads, mapping.tp)
-    q, kv = heads * config.head_dim, _kv_heads(config, mapping) * config.head_dim
+    heads = ceil_div(config.heads, mapping.tp)
+    q, kv = heads * config.head_dim, kv_heads_of(config, mapping) * config.head_dim
     residual = 3 * tokens * config.hidden * itemsize
     attention = tokens * (3 * q + 4 * kv) * itemsize  # q, k, v before and after the rotation, and the output
     if scores:
         attention += heads * tokens * context * 4
     inner = config.intermediate // mapping.moe_tp
-    experts = tokens * config.top_k * (3 * inner * itemsize + 8) + tokens * config.hidden * 4
-    logits = rows * _ceil(config.vocab, mapping.tp) * 4 * (2 if mapping.tp > 1 else 1)
+    gathered = mapping.attention_dp * tokens  # all groups' tokens pass through the experts
+    experts = gathered * (config.top_k * (3 * inner * itemsize + 8) + config.hidden * 4)
+    if mapping.attention_dp > 1:
+        experts += 2 * gathered * config.hidden * itemsize
+    logits = rows * ceil_div(config.vocab, mapping.tp) * 4 * (2 if mapping.tp > 1 else 1)
     return residual + max(attention, experts, logits)

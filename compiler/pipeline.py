@@ -12,28 +12,33 @@ from mm2c.bundle.chat_files import check_chat_files
 from mm2c.bundle.fresh import difference_of
 from mm2c.bundle.keys import chat_key, content_key, graphs_key
 from mm2c.bundle.manifest import write_manifest
-from mm2c.bundle.memory import write_memory
+from mm2c.bundle.memory import card_note, find_card, write_memory
 from mm2c.bundle.place import check_place, is_bundle
 from mm2c.bundle.staging import check_output, staged, sweep
 from mm2c.checkpoint import (
     Checkpoint,
     assumed_formats,
+    converted,
+    converted_formats,
     locate,
     locate_config,
     read_config,
     recipes_for_config,
 )
+from mm2c.checkpoint.family import with_family_note
 from mm2c.config import PAGE, BuildOptions, Mapping, ModelConfig, WeightFormats
 from mm2c.engine.cuda_limits import check_cuda
 from mm2c.engine.plugin_library import PluginLibrary, find_library
 from mm2c.engine.select import Choice, select_engine
 from mm2c.errors import UserError
 from mm2c.host_memory import check_host_memory
-from mm2c.memory import plan_memory
+from mm2c.memory import MemoryPlan, plan_memory
 from mm2c.passes.legality import check_mapping
 from mm2c.progress import Progress, Quiet
 from mm2c.request import BuildReport, BuildRequest
 from mm2c.stages import Stages
+from mm2c.version import source_digest
+from mm2c.weights.shards import stamps_of
 from mm2c_runtime.checksums import remember_contents
 from mm2c_runtime.manifest import CheckpointInfo
 
@@ -56,6 +61,8 @@ class _Build:
         self.choice: Choice = select_engine(request.engine, runs=not request.config_only)
         self.library: PluginLibrary | None = None  # that the bundle carries
         self.cache = StageCache(cache_root(), request.cache)
+        self.card = find_card(request.gpu) if request.gpu else None  # that the bundle is for
+        self.said: tuple[str, ...] = ()  # about that card
 
     def run(self) -> BuildReport:
         return self._config_only() if self.request.config_only else self._whole()
@@ -64,12 +71,14 @@ class _Build:
         request = self.request
         found = locate(request.source, revision=request.revision, progress=self.progress)
         with Checkpoint.open(found.folder) as checkpoint:
-            config, formats = checkpoint.config, checkpoint.formats
+            stamps = stamps_of(checkpoint)
+            config = checkpoint.config
+            notes = with_family_note(checkpoint.notes, config, found.folder)
             with self.progress.stage("Checking the checkpoint"):
-                options = self._checked_options(config, formats)
+                options, formats = self._checked_options(config, checkpoint.formats)
                 check_chat_files(found.folder)
                 output = request.place(found.folder)
-                sweep(output)
+                sweep(output, spare=True)
                 check_place(output, found.folder, force=request.force)
                 data = content_key(checkpoint)
                 self.library = find_library() if options.engine == "cuda" else None
@@ -77,9 +86,12 @@ class _Build:
                 graphs = graphs_key(
                     config, formats, options, tied=checkpoint.tied, config_only=False, plugins=plugins
                 )
-                key = key_of([data, graphs, chat_key(found.folder)])
+                # without a copy of the weights the bundle is of this folder, not of its content alone
+                place = str(found.folder.resolve()) if options.weights == "checkpoint" else ""
+                key = key_of([data, graphs, chat_key(found.folder), place])
                 if self._is_done(output, key):
-                    return self._report(output, checkpoint.notes)
+                    sweep(output)
+                    return self._report(output, notes)
                 check_output(output)
                 host = None if self.library else check_host_memory(config, options)
                 checkpoint.validate_values()
@@ -87,62 +99,75 @@ class _Build:
                 source=found.source if found.revision else str(found.folder.resolve()),
                 revision=found.revision,
                 identity=checkpoint.identity(),
-                format=_format_of(formats),
+                format=_format_of(checkpoint.formats),
+                content=checkpoint.content(),
+                folder=str(found.folder.resolve()),
             )
             stages = Stages(config, formats, options, self.cache, self.progress, self.library)
-            with staged(output) as stage:
-                program = stages.graphs(checkpoint.recipes(context=options.context), graphs, stage)
-                known = stages.weights(program, checkpoint, key_of([data, graphs]), stage)
+            weights = key_of([data, graphs])
+            with staged(output, weights) as stage:
+                recipes, _ = converted(
+                    checkpoint.recipes(context=options.context), checkpoint.formats, options.format, config
+                )
+                program = stages.graphs(recipes, graphs, stage)
+                stages.prove(program.recipes, recipes, stage)
+                known = stages.weights(program, checkpoint, weights, stage, stamps)
+                error = stages.quantization(checkpoint, key_of([data, source_digest()]), stage)
                 carried.write_all(found.folder, stage)
                 if self.library:
                     carried.write_plugins(self.library, stage)
-                plan = self._write_memory(stage, config, formats, options, host)
+                plan = write_memory(stage, self.plan, options, host)
                 manifest = write_manifest(stage, config, options, program, source, key, known)
                 size = _bytes_in(stage)
             remember_contents(output, manifest.files)
-            return self._report(output, checkpoint.notes, stages, size, host or plan["gpu"])
+            return self._report(output, notes, stages, size, host or plan["gpu"], error)
 
     def _config_only(self) -> BuildReport:
         request = self.request
         path = locate_config(request.source, revision=request.revision, progress=self.progress).config
         parsed = read_config(path)
-        formats = assumed_formats(parsed.model, parsed.quant)
-        options = self._checked_options(parsed.model, formats)
+        notes = with_family_note(parsed.notes, parsed.model, path.parent)
+        stored = assumed_formats(parsed.model, parsed.quant)
+        options, formats = self._checked_options(parsed.model, stored)
         output = request.place(path.parent)
         sweep(output)
         check_place(output, path.parent, force=request.force)
         key = graphs_key(parsed.model, formats, options, tied=parsed.tied, config_only=True)
         if self._is_done(output, key):
-            return self._report(output, parsed.notes)
+            return self._report(output, notes)
         check_output(output)
         stages = Stages(parsed.model, formats, options, self.cache, self.progress)
         with staged(output) as stage:
-            recipes = recipes_for_config(parsed.model, formats, tied=parsed.tied, context=options.context)
+            recipes, _ = converted(
+                recipes_for_config(parsed.model, stored, tied=parsed.tied, context=options.context),
+                stored,
+                options.format,
+                parsed.model,
+            )
             stages.bare_graphs(recipes, key, stage)
             (stage / "config.json").write_bytes(path.read_bytes())
-            plan = self._write_memory(stage, parsed.model, formats, options, None)
+            plan = write_memory(stage, self.plan, options, None)
             write_manifest(stage, parsed.model, options, None, None, key, {})
             size = _bytes_in(stage)
-        return self._report(output, parsed.notes, stages, size, plan["gpu"])
+        return self._report(output, notes, stages, size, plan["gpu"])
 
-    def _checked_options(self, config: ModelConfig, formats: WeightFormats) -> BuildOptions:
+    def _checked_options(
+        self, config: ModelConfig, stored: WeightFormats
+    ) -> tuple[BuildOptions, WeightFormats]:
+        """The options, and the formats of the linears in the bundle."""
         self._settle_engine(config)
         options = self.request.options(config, self.choice.engine)
+        formats = converted_formats(config, stored, options.format)
         check_mapping(config, formats, options.mapping)
-        if self.request.fp8 and not formats.fp8:
-            raise UserError(
-                "--fp8 was given, but the checkpoint has no FP8 weights",
-                where=str(self.request.source or "the checkpoint"),
-                remedy="leave --fp8 away, or take the FP8 release",
-            )
-        return options
+        self.plan = self._plan(config, formats, options)
+        return options, formats
 
     def _settle_engine(self, config: ModelConfig) -> None:
         """The engine that computes this model: ``auto`` takes another than this machine's best where that cannot."""
         if self.choice.engine != "cuda":
             return
         try:
-            check_cuda(config, Mapping(self.request.tp, self.request.ep))
+            check_cuda(config, Mapping(self.request.tp, self.request.ep, self.request.dp))
         except UserError as error:
             if self.request.engine != "auto":
                 raise
@@ -162,14 +187,8 @@ class _Build:
             )
         return not difference
 
-    def _write_memory(
-        self,
-        stage: Path,
-        config: ModelConfig,
-        formats: WeightFormats,
-        options: BuildOptions,
-        host: dict[str, Any] | None,
-    ) -> dict[str, Any]:
+    def _plan(self, config: ModelConfig, formats: WeightFormats, options: BuildOptions) -> MemoryPlan:
+        """What each rank will hold on a GPU; where the build is for one kind of them, whether that fits is said."""
         cuda = options.engine == "cuda"
         plan = plan_memory(
             config,
@@ -182,7 +201,10 @@ class _Build:
             kv_dtype=options.kv_dtype if cuda else "bf16",
             page=PAGE if cuda else 1,
         )
-        return write_memory(stage, plan, host)
+        if self.card is not None:
+            self.said = (card_note(self.card, plan, options),)
+            self.progress.note(self.said[0])
+        return plan
 
     def _report(
         self,
@@ -191,6 +213,7 @@ class _Build:
         stages: Stages | None = None,
         size: int = 0,
         memory: dict[str, Any] | None = None,
+        quantization: str = "",
     ) -> BuildReport:
         """``stages`` None: nothing had to be done."""
         return BuildReport(
@@ -200,10 +223,11 @@ class _Build:
             up_to_date=stages is None,
             made=tuple(stages.made) if stages else (),
             reused=tuple(stages.reused) if stages else ("everything",),
-            notes=notes + ((self.library.note(),) if self.library else ()),
+            notes=notes + ((self.library.note(),) if self.library else ()) + self.said,
             bytes=size,
             seconds=time.monotonic() - self.started,
             memory=memory or {},
+            quantization=quantization,
         )
 
 

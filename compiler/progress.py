@@ -7,6 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
+class Bytes(int):
+    """A total in bytes: whoever shows the stage can tell a rate."""
+
+
 class Stage(Protocol):
     def advance(self, amount: int = 1) -> None: ...
 

@@ -36,6 +36,7 @@ class BuildRequest:
     all_logits: bool = False
     kv_dtype: str | None = None
     config_only: bool = False
+    gpu: str | None = None  # kind or memory of the GPUs that it is for: says whether it fits, changes nothing
     force: bool = False
     cache: bool = True
 
@@ -127,6 +128,7 @@ class BuildReport:
     bytes: int = 0
     seconds: float = 0.0
     memory: dict[str, Any] = field(default_factory=dict)
+    quantization: str = ""  # what --fp8 did to a dense checkpoint, in one line
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "output": str(self.output)}
@@ -140,6 +142,8 @@ class BuildReport:
             lines.append(f"reused    {', '.join(self.reused)} (from the cache)")
         if self.made:
             lines.append(f"built     {', '.join(self.made)}")
+        if self.quantization:
+            lines.append(f"quantised {self.quantization}")
         if self.memory:
             lines.append("memory    " + self.memory["summary"])
         return [*lines, f"bundle    {self.output} ({self.bytes / 2**20:.1f} MiB, {self.seconds:.1f} s)"]

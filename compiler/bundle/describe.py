@@ -3,43 +3,80 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mm2c.bundle.collective_facts import collective_facts
+from mm2c.bundle.graph_facts import graph_facts, shard_facts
+from mm2c.bundle.rank_graph_file import REBUILD, load_graph, load_model
+from mm2c.bundle.reports import read_reports
+from mm2c.checkpoint import read_config
+from mm2c.checkpoint.family import with_family_note
+from mm2c.collectives import Head, cheaper_head
+from mm2c.config import Mapping, ModelConfig
 from mm2c.memory import KV_ITEMSIZE
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.manifest import CudaRank, Manifest, RankProgram
 from mm2c_runtime.manifest_file import read_bundle
-
-if TYPE_CHECKING:
-    from onnx import ModelProto, ValueInfoProto
+from mm2c_runtime.weights.recipe import ITEMSIZE
+from mm2c_runtime.weights.recipe_file import recipes_path
 
 CACHE_DTYPES = {"float": "f32", "bfloat16": "bf16", "float8e4m3fn": "fp8"}  # by ONNX's spelling
-REBUILD = "build the bundle again with `mm2c build … --force`"
+ACTIVATION_BYTES = {"onnxruntime": 4}  # the other engines compute in bf16
+KINDS = ("all_reduce", "all_gather", "reduce_scatter")
 
 
 def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
     """Facts of a bundle as plain values. Raises BundleError where a file is missing or altered.
 
-    ``graphs`` has each rank's whole graph in the dialect (``rank*/model.onnx``), ``ranks`` the programs that run;
-    a bundle built from config.json alone has no programs. ``plugins``: the plugin library of the cuda engine.
+    ``graphs`` has each rank's whole graph in the dialect (``rank*/model.onnx``), ``shards`` what of the model each
+    rank holds, ``collectives`` the messages of a step, counted in the graphs and compared with the plan, ``ranks``
+    the programs that run (a bundle built from config.json alone has none), and ``reports`` the JSON documents of
+    ``report/``. ``plugins``: the plugin library of the cuda engine.
     """
     manifest = read_bundle(bundle, checksums=checksums)
-    graphs = [_graph(bundle, rank) for rank in range(manifest.mapping.tp)]
+    config = read_config(bundle).model
+    given, limits = manifest.mapping, manifest.limits
+    mapping = Mapping(given.tp, given.ep, given.dp)
+    files = [load_graph(bundle, rank) for rank in range(mapping.ranks)]
+    graphs = [graph_facts(file) for file in files]
+    shards = [shard_facts(file, manifest.model, mapping.at(file.rank)) for file in files]
     return {
         "bundle": str(bundle),
         "mm2c_version": manifest.mm2c_version,
         "engine": manifest.engine,
         "model": manifest.model.model_dump(),
-        "mapping": manifest.mapping.model_dump(),
-        "limits": manifest.limits.model_dump(),
+        "notes": list(with_family_note((), config, bundle)),
+        "mapping": {
+            **given.model_dump(),
+            "attention_dp": mapping.attention_dp,
+            "ranks": mapping.ranks,
+            "replicas": mapping.replicas,
+            "gpus": mapping.gpus,
+        },
+        "limits": limits.model_dump(),
         "logits": manifest.logits,
+        "weights": manifest.weights,
+        "weight_format": manifest.weight_format,
         "checkpoint": manifest.checkpoint.model_dump() if manifest.checkpoint else None,
         "libraries": manifest.libraries,
         "plugins": manifest.cuda.version if manifest.cuda else None,
-        **_cache(manifest, graphs[0]),
+        **_cache(manifest, graphs[0], shards[: mapping.tp]),
         "graphs": graphs,
+        "shards": shards,
+        "collectives": collective_facts(
+            files,
+            config,
+            mapping,
+            max_rows=limits.max_rows,
+            prefill_chunk=limits.prefill_chunk,
+            all_logits=manifest.logits == "all",
+            itemsize=ACTIVATION_BYTES.get(manifest.engine, 2),
+            head=_head(manifest, config, mapping),
+        ),
         "ranks": [
             *(
                 _program(bundle, manifest, name, program)
@@ -51,22 +88,31 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
                 for rank in (manifest.cuda.ranks if manifest.cuda else ())
             ),
         ],
+        "reports": read_reports(bundle),
         "files": len(manifest.files),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
     }
 
 
-def _cache(manifest: Manifest, graph: dict[str, Any]) -> dict[str, Any]:
-    """The cache's dtype, and the bytes that a token takes on all ranks, K and V of all layers.
+def _head(manifest: Manifest, config: ModelConfig, mapping: Mapping) -> Head:
+    """As the build chose it; a bundle from config.json alone has no record of it."""
+    if manifest.cuda is not None:
+        return manifest.cuda.head
+    return (
+        cheaper_head(config, mapping) if manifest.engine == "cuda" and manifest.logits == "last" else "gather"
+    )
 
-    Read from the graphs, which every bundle has: the ranks divide the heads.
-    """
+
+def _cache(manifest: Manifest, graph: dict[str, Any], group: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The cache's dtype, and the bytes that a token takes on all ranks of its attention ``group``, K and V of all
+    layers: the ranks divide the heads, or hold some of them twice."""
     model = manifest.model
     declared = next(value["dtype"] for value in graph["inputs"] if value["name"] == "k_cache.0")
     dtype = CACHE_DTYPES[declared]
+    heads = sum(stop - start for start, stop in (shard["kv_heads"] for shard in group))
     return {
         "kv_dtype": dtype,
-        "kv_bytes_per_token": 2 * model.layers * model.kv_heads * model.head_dim * KV_ITEMSIZE[dtype],
+        "kv_bytes_per_token": 2 * model.layers * heads * model.head_dim * KV_ITEMSIZE[dtype],
     }
 
 
@@ -75,9 +121,8 @@ def _program(bundle: Path, manifest: Manifest, lowering: str, program: RankProgr
         "lowering": lowering,
         "rank": program.rank,
         "segments": len(program.segments),
-        "nodes": sum(len(_load(bundle / segment.file).graph.node) for segment in program.segments),
-        "all_reduces": sum(c.kind == "all_reduce" for c in program.collectives),
-        "all_gathers": sum(c.kind == "all_gather" for c in program.collectives),
+        "nodes": sum(len(load_model(bundle / segment.file).graph.node) for segment in program.segments),
+        **_counts(collective.kind for collective in program.collectives),
         "weight_bytes": _weight_bytes(bundle, manifest, program.weights),
         "kv_heads": program.kv.kv_heads,
     }
@@ -91,72 +136,37 @@ def _cuda_program(bundle: Path, manifest: Manifest, rank: CudaRank) -> dict[str,
             node["attributes"]["collective_operation"] for node in nodes if node["op"] == "DistCollective"
         ]
     except (OSError, ValueError, KeyError, TypeError):
-        raise BundleError(f"{path.name} cannot be read", where=str(path), remedy=REBUILD) from None
+        raise _unreadable(path) from None
     return {
         "lowering": "cuda",
         "rank": rank.rank,
         "segments": 1,
         "nodes": len(nodes),
-        "all_reduces": kinds.count("all_reduce"),
-        "all_gathers": kinds.count("all_gather"),
+        **_counts(kinds),
         "weight_bytes": _weight_bytes(bundle, manifest, rank.weights),
         "kv_heads": rank.kv.kv_heads,
     }
 
 
+def _counts(kinds: Iterable[str]) -> dict[str, int]:
+    counted = Counter(kinds)
+    return {f"{kind}s": counted[kind] for kind in KINDS}
+
+
 def _weight_bytes(bundle: Path, manifest: Manifest, name: str) -> int:
-    if name not in manifest.files:
-        raise BundleError(
-            f"the manifest does not list {name}", where=str(bundle / "manifest.json"), remedy=REBUILD
-        )
-    return manifest.files[name].bytes
-
-
-def _graph(bundle: Path, rank: int) -> dict[str, Any]:
-    name = f"rank{rank}/model.onnx"
-    model = _load(bundle / name)
-    ops = Counter(node.op_type for node in model.graph.node)
-    return {
-        "rank": rank,
-        "file": name,
-        "file_bytes": (bundle / name).stat().st_size,
-        "nodes": len(model.graph.node),
-        "ops": dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
-        "inputs": [_value(value) for value in model.graph.input],
-        "outputs": [_value(value) for value in model.graph.output],
-        "tensors": len(model.graph.initializer),
-        "weight_bytes": sum(
-            int(field.value)
-            for tensor in model.graph.initializer
-            for field in tensor.external_data
-            if field.key == "length"
-        ),
-    }
-
-
-def _value(value: ValueInfoProto) -> dict[str, Any]:
-    """Name, dtype in ONNX's spelling, and shape: sizes, names of sizes, or None where unknown; None as a whole
-    where the graph declares none."""
-    from onnx import TensorProto
-
-    tensor = value.type.tensor_type
-    shape = [
-        d.dim_value if d.HasField("dim_value") else d.dim_param if d.HasField("dim_param") else None
-        for d in tensor.shape.dim
-    ]
-    dtype = TensorProto.DataType.Name(tensor.elem_type).lower()
-    return {"name": value.name, "dtype": dtype, "shape": shape if tensor.HasField("shape") else None}
-
-
-def _load(path: Path) -> ModelProto:
-    import onnx
-    from google.protobuf.message import DecodeError
-
+    """Of a rank's weights file; where the bundle holds none, of the tensors that a start makes of the checkpoint."""
+    if name in manifest.files:
+        return manifest.files[name].bytes
+    if manifest.weights != "checkpoint":
+        where = str(bundle / "manifest.json")
+        raise BundleError(f"the manifest does not list {name}", where=where, remedy=REBUILD)
+    path = recipes_path(bundle / name)
     try:
-        return onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise BundleError(
-            f"{path.name} cannot be read: {error.strerror}", where=str(path), remedy=REBUILD
-        ) from None
-    except DecodeError:
-        raise BundleError(f"{path.name} is no ONNX graph", where=str(path), remedy=REBUILD) from None
+        entries = json.loads(path.read_text(encoding="utf-8")).values()
+        return sum(ITEMSIZE[entry["dtype"]] * math.prod(entry["shape"]) for entry in entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise _unreadable(path) from None
+
+
+def _unreadable(path: Path) -> BundleError:
+    return BundleError(f"{path.name} cannot be read", where=str(path), remedy=REBUILD)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mm2c.bundle.cache import key_of
 from mm2c.version import source_digest
+from mm2c_runtime.weights.identity import WHOLE
 
 if TYPE_CHECKING:
     from mm2c.checkpoint import Checkpoint
     from mm2c.config import BuildOptions, ModelConfig, WeightFormats
 
 LIBRARIES = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
-WHOLE = 256 << 20  # bytes: smaller checkpoints are hashed whole
-SAMPLES, SAMPLE = 256, 4096  # larger ones: this many places of a shard, this many bytes each
 
 
 def libraries() -> dict[str, str]:
@@ -33,30 +31,13 @@ def libraries() -> dict[str, str]:
 
 
 def content_key(checkpoint: Checkpoint) -> str:
-    """Key of the checkpoint's data: a fine-tune of the same shapes has another.
-
-    Up to 256 MiB every byte counts; beyond, each shard's size, modification time and 256 evenly spread samples.
-    """
-    digest = hashlib.sha256(checkpoint.identity().encode())
-    files = sorted({info.file for info in checkpoint.tensors.values()})
-    sizes = {file: (checkpoint.folder / file).stat().st_size for file in files}
-    for file, size in sizes.items():
-        digest.update(f"{file}:{size}".encode())
-        if sum(sizes.values()) <= WHOLE:
-            digest.update((checkpoint.folder / file).read_bytes())
-        else:
-            _sample(checkpoint.folder / file, size, digest)
+    """Key of the checkpoint's data: its content, and where that is sampled also the files' times, so that what was
+    written to is built anew even if no sample lies there."""
+    digest = hashlib.sha256(checkpoint.content().encode())
+    status = [(checkpoint.folder / file).stat() for file in checkpoint.files]
+    if sum(one.st_size for one in status) > WHOLE:
+        digest.update(str([one.st_mtime_ns for one in status]).encode())
     return digest.hexdigest()
-
-
-def _sample(path: Path, size: int, digest: Any) -> None:
-    digest.update(str(path.stat().st_mtime_ns).encode())
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        for index in range(SAMPLES):
-            digest.update(os.pread(handle, SAMPLE, index * max(1, (size - SAMPLE) // (SAMPLES - 1))))
-    finally:
-        os.close(handle)
 
 
 def chat_key(folder: Path) -> str:

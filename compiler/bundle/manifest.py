@@ -9,6 +9,7 @@ from mm2c.bundle.keys import libraries
 from mm2c.config import BuildOptions, ModelConfig
 from mm2c.graphs import Graphs
 from mm2c.version import __version__
+from mm2c.weights.journal import JOURNAL
 from mm2c_runtime.manifest import CheckpointInfo, Limits, Manifest, MappingInfo, ModelInfo
 
 
@@ -34,11 +35,13 @@ def write_manifest(
             context=options.context, max_rows=options.max_rows, prefill_chunk=options.prefill_chunk
         ),
         logits="all" if options.all_logits else "last",
+        weights=options.weights,
+        weight_format=options.format,
         checkpoint=source,
         lowerings=graphs.lowerings if graphs else {},
         cuda=cuda,
         libraries={**libraries(), **({"mm2c_plugins": cuda.version} if cuda else {})},
-        files=entries(stage, known),
+        files=entries(stage, known, without=frozenset({JOURNAL})),
     ).sealed()
     (stage / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest

@@ -1,4 +1,7 @@
-"""All or nothing: a bundle is written into a temporary sibling and renamed when it is whole."""
+"""All or nothing: a bundle is written into a temporary sibling and renamed when it is whole.
+
+What a killed build leaves there with a journal of its weights is taken up by the next build of the same content.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mm2c.errors import UserError
+from mm2c.weights.journal import JOURNAL, journal_key
+
+WEIGHTS_SUFFIX = ".safetensors"  # of the files that a journal is about
 
 
 def _beside(output: Path, kind: str) -> Path:
@@ -28,16 +34,27 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def sweep(output: Path) -> list[Path]:
+def _dead(output: Path, kinds: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """Folders of ``output`` that builds left which are no more; this process's own pid counts, where an earlier one
+    had it (in containers all have the same)."""
+    found = []
+    for path in sorted(output.parent.glob(f".{glob.escape(output.name)}.*-*")):
+        kind, _, pid = path.name.removeprefix(f".{output.name}.").rpartition("-")
+        if kind in kinds and pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
+            found.append((kind, path))
+    return found
+
+
+def sweep(output: Path, *, spare: bool = False) -> list[Path]:
     """Clear what killed builds of this output left behind (``kill -9`` leaves no chance to clean up).
 
-    A half-written stage goes. An old bundle that was moved aside comes back where no new one took its place,
-    and goes otherwise.
+    A half-written stage goes; with ``spare`` not one with a journal of its weights, for ``staged`` may go on with
+    it. An old bundle that was moved aside comes back where no new one took its place, and goes
+    otherwise.
     """
     cleared = []
-    for path in output.parent.glob(f".{glob.escape(output.name)}.*-*"):
-        kind, _, pid = path.name.removeprefix(f".{output.name}.").rpartition("-")
-        if kind not in ("building", "old") or not pid.isdigit() or _alive(int(pid)):
+    for kind, path in _dead(output, ("building", "old", "probe")):
+        if kind == "building" and spare and journal_key(path) is not None:
             continue
         if kind == "old" and not output.exists():
             os.replace(path, output)
@@ -62,7 +79,7 @@ def check_output(output: Path) -> None:
                 where=str(parent),
                 remedy="choose another -o",
             ) from error
-    probe = _beside(output, "building")
+    probe = _beside(output, "probe")
     try:
         probe.mkdir(exist_ok=True)
         probe.rmdir()
@@ -75,21 +92,25 @@ def check_output(output: Path) -> None:
 
 
 @contextmanager
-def staged(output: Path) -> Iterator[Path]:
+def staged(output: Path, key: str = "") -> Iterator[Path]:
     """A temporary folder beside ``output`` that takes its place when the block ends well.
 
-    On any exception, Ctrl-C included, the folder is removed and what stood at ``output`` stays as it was.
+    Where a killed build left a stage whose journal has ``key``, the folder is that one, with its weights files and
+    journal and nothing else; the journal is removed at the end. Other remains of killed builds go. On any
+    exception, Ctrl-C included, the folder is removed and what stood at ``output`` stays as it was.
 
     Raises:
         UserError: the disk is full (with what is free), or something came to stand at ``output``, or changed
             there, while the block ran.
     """
     stage = _beside(output, "building")
-    shutil.rmtree(stage, ignore_errors=True)
+    adopted = _adopt(output, stage, key)
     before = _state(output)
     try:
-        stage.mkdir()
+        if not adopted:
+            stage.mkdir()
         yield stage
+        (stage / JOURNAL).unlink(missing_ok=True)
         _swap(stage, output, before)
     except UserError as error:  # the temporary folder is gone when the user reads this
         where = error.where.replace(str(stage), str(output))
@@ -105,6 +126,26 @@ def staged(output: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _adopt(output: Path, stage: Path, key: str) -> bool:
+    """Make ``stage`` of what a killed build of this key left; True where there was one."""
+    own = next((path for _, path in _dead(output, ("building",)) if key and journal_key(path) == key), None)
+    try:
+        if own is not None and own != stage:
+            _remove(stage)
+            os.rename(own, stage)  # fails where another build took it just now
+    except OSError:
+        own = None
+    for _, path in _dead(output, ("building",)):
+        if own is None or path != stage:
+            _remove(path)
+    if own is None:
+        return False
+    for path in stage.rglob("*"):
+        if path.is_file() and path.suffix != WEIGHTS_SUFFIX and path.name != JOURNAL:
+            path.unlink()
+    return True
 
 
 def _state(output: Path) -> tuple[int, ...] | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mm2c.checkpoint.config_file import MODEL_TYPE
 from mm2c.checkpoint.download import download
-from mm2c.checkpoint.index import INDEX, SINGLE
 from mm2c.errors import UserError
 from mm2c.progress import Progress
+from mm2c_runtime.weights.safetensors_file import INDEX, SINGLE
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # weights, tokenizer, template
 _CONFIG = ["config.json", "generation_config.json"]

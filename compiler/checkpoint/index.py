@@ -3,15 +3,15 @@ index."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from mm2c.checkpoint.config_file import read_json
 from mm2c.checkpoint.shard import TensorInfo, read_shard
 from mm2c.errors import UserError
+from mm2c_runtime.weights.identity import headers_digest, index_bytes
+from mm2c_runtime.weights.safetensors_file import INDEX, SINGLE
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _LORA = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -40,11 +40,10 @@ def read_index(folder: Path) -> TensorIndex:
                 remedy=remedy,
             )
     index = folder / INDEX
-    digest = hashlib.sha256()
+    headers: list[tuple[str, bytes]] = []
     weight_map: dict[str, str] | None = None
     if index.is_file():
         weight_map = _weight_map(index)
-        digest.update(index.read_bytes())
         files = sorted(set(weight_map.values()))
     elif (folder / SINGLE).is_file():
         files = [SINGLE]
@@ -54,8 +53,7 @@ def read_index(folder: Path) -> TensorIndex:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         found, header = read_shard(folder / file)
-        digest.update(f"\0{file}\0{len(header)}\0".encode())
-        digest.update(header)
+        headers.append((file, header))
         for name, info in found.items():
             if name in tensors:
                 what = f"tensor {name} is in both {tensors[name].file} and {file}"
@@ -65,7 +63,7 @@ def read_index(folder: Path) -> TensorIndex:
         _check_against_map(index, weight_map, tensors)
     strays = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in files)
     notes = (f"not named by {INDEX} and ignored: {', '.join(strays)}",) if strays else ()
-    return TensorIndex(tensors, notes, digest.hexdigest())
+    return TensorIndex(tensors, notes, headers_digest(index_bytes(folder), headers))
 
 
 def _weight_map(index: Path) -> dict[str, str]:

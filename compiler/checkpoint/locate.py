@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mm2c.checkpoint import hub
+from mm2c.checkpoint.family import member_folder, member_named, nearest_name
 from mm2c.errors import UserError
 from mm2c.progress import Progress
 
@@ -49,8 +50,8 @@ def locate_config(
     env: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Located:
-    """As ``locate``, but ``config`` is all that is needed: a path to the file itself will do, and no weights
-    are downloaded."""
+    """As ``locate``, but ``config`` is all that is needed: a path to the file itself will do, and so will the name
+    of a released member of the family (m2.7), whose configuration is built in; no weights are downloaded."""
     return _locate(source, revision, cwd, env, progress, config_only=True)
 
 
@@ -78,10 +79,17 @@ def _locate(
         if revision is not None:
             raise UserError(f"--revision {revision} is for hub ids", where=f"{source} is a local path")
         return _local(path, source, config_only)
+    member = member_named(source)
+    if member is not None and config_only and revision is None:
+        folder = member_folder(member)
+        return Located(folder, member.name, None, folder / "config.json")
     if not _HUB_ID.fullmatch(source):
-        raise UserError(
-            f"there is no folder {source}", where=str(cwd), remedy="give a folder, or a hub id org/name"
-        )
+        remedy = f"{nearest_name(source)} give a folder, or a hub id org/name".lstrip()
+        if member is not None:
+            remedy = (
+                f"for its weights give their folder or {member.hub_id}; {source} alone is a configuration"
+            )
+        raise UserError(f"there is no folder {source}", where=str(cwd), remedy=remedy)
     folder = hub.fetch(source, revision, env, progress, config_only=config_only)
     return Located(folder, source, folder.name, folder / "config.json")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mm2c.checkpoint.values import validate_values
 from mm2c.config import ModelConfig, WeightFormats
 from mm2c.errors import UserError
 from mm2c_runtime.weights.dtypes import NUMPY
+from mm2c_runtime.weights.identity import content_of, identity_of
 from mm2c_runtime.weights.recipe import ITEMSIZE, Recipe
 
 Array = np.ndarray[Any, Any]
@@ -40,8 +41,10 @@ class Checkpoint:
         self.config: ModelConfig = parsed.model
         self.tensors: dict[str, TensorInfo] = index.tensors
         self._files: dict[str, int] = {}
+        self._opening = threading.Lock()
         self._maps: dict[str, mmap.mmap] = {}
         self._index_digest = index.digest
+        self._content: str | None = None
         self.tied = parsed.tied and not self._has_own_head()
         mtp = bool(parsed.raw.get("num_mtp_modules") or parsed.raw.get("use_mtp"))
         ignored = check_tensors(self.config, self.tensors, folder, tied=self.tied, mtp=mtp)
@@ -84,7 +87,7 @@ class Checkpoint:
 
     def read_rows(self, key: str, start: int, stop: int) -> Array:
         """Rows ``start`` to ``stop`` along the first axis, copied: memory use does not grow with the
-        file's."""
+        file's. Threads may call it at once."""
         info = self._info(key)
         rows = np.empty((stop - start, *info.shape[1:]), NUMPY[info.dtype])
         row_bytes = info.nbytes // max(info.shape[0], 1)
@@ -103,9 +106,18 @@ class Checkpoint:
     def identity(self) -> str:
         """sha256 over config.json, the index and every header: changes when any tensor's place or type
         does."""
-        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
-        digest.update(self._index_digest.encode())
-        return digest.hexdigest()
+        return identity_of(self.folder, self._index_digest)
+
+    @property
+    def files(self) -> list[str]:
+        """The shards, by name."""
+        return sorted({info.file for info in self.tensors.values()})
+
+    def content(self) -> str:
+        """Key of the weights themselves, wherever the folder lies: of samples of them where they are many."""
+        if self._content is None:
+            self._content = content_of(self.folder, self.files, self.identity())
+        return self._content
 
     def validate_values(self) -> None:
         """Read every scale; UserError names the first that is NaN, infinite, zero or negative."""
@@ -132,9 +144,12 @@ class Checkpoint:
         return self.tensors[name]
 
     def _handle(self, file: str) -> int:
-        if file not in self._files:
-            try:
-                self._files[file] = os.open(self.folder / file, os.O_RDONLY)
-            except OSError as error:
-                raise UserError(f"cannot open {file}: {error.strerror}", where=str(self.folder)) from error
-        return self._files[file]
+        with self._opening:
+            if file not in self._files:
+                try:
+                    self._files[file] = os.open(self.folder / file, os.O_RDONLY)
+                except OSError as error:
+                    raise UserError(
+                        f"cannot open {file}: {error.strerror}", where=str(self.folder)
+                    ) from error
+            return self._files[file]

@@ -78,6 +78,10 @@ def build(
             help="KV cache of the cuda engine: bf16 (default), or fp8, which holds twice the tokens and rounds them."
         ),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="GPUs that it is for (h200, 96GiB): says whether it fits them. `mm2c plan` says more."),
+    ] = None,
     config_only: Annotated[
         bool,
         typer.Option(
@@ -126,6 +130,7 @@ def build(
                 all_logits=all_logits,
                 kv_dtype=kv_dtype,
                 config_only=config_only,
+                gpu=gpu,
                 force=force,
                 cache=not no_cache,
             ),

@@ -6,32 +6,38 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 
 from mm2c.errors import UserError
-from mm2c.progress import Stage
+from mm2c.progress import Bytes, Stage
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130  # exit status, as shells count SIGINT
+LINE_PAUSE = 30.0  # seconds between two lines about a long stage in a log
 PIPE_WIDTH = 1000  # columns that a table may take where no terminal shows it
 
 
@@ -43,6 +49,29 @@ class _BarStage:
         self._bars.advance(self._task, amount)
 
 
+class _LineStage:
+    """Bytes where no bar can be drawn: a line now and then with the rate and the time left."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total = title, total
+        self._done = 0
+        self._began = self._told = time.monotonic()
+
+    def advance(self, amount: int = 1) -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._told < LINE_PAUSE or self._done >= self._total:
+            return
+        self._told = now
+        rate = self._done / (now - self._began)
+        left = timedelta(seconds=round((self._total - self._done) / max(rate, 1)))
+        err.print(
+            f"· {escape(self._title)}: {decimal(self._done)} of {decimal(self._total)}, {decimal(int(rate))}/s, "
+            f"{left} left",
+            soft_wrap=True,
+        )
+
+
 class Bars:
     """Progress bars on stderr; plain lines where stderr is no terminal, so that logs stay readable."""
 
@@ -51,16 +80,21 @@ class Bars:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+        counts = (DownloadColumn(), TransferSpeedColumn()) if isinstance(total, Bytes) else ()
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%") if total else TextColumn(""),
+            *counts,
             TimeElapsedColumn(),
             TimeRemainingColumn() if total else TextColumn(""),
         )
         if not self._live:
             err.print(f"· {escape(title)}", soft_wrap=True)
+            if isinstance(total, Bytes):
+                yield _LineStage(title, total)
+                return
         with Progress(*columns, console=err, transient=True, disable=not self._live) as bars:
             yield _BarStage(bars, bars.add_task(escape(title), total=total))
 

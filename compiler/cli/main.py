@@ -12,6 +12,7 @@ app = typer.Typer(
     help=(
         "Ahead-of-time compiler for the MiniMax-M2 family.\n\n"
         "A first session:\n\n"
+        "  mm2c plan m2.7 --gpu h200                                how many GPUs, which layout\n\n"
         "  mm2c build MiniMaxAI/MiniMax-M2.7 --tp 4 --fp8 -o m2     compile\n\n"
         "  mm2c verify m2 --against MiniMaxAI/MiniMax-M2.7          prove the numbers\n\n"
         "  mm2c serve m2                                            Triton on :8000 / :8001\n\n"
@@ -45,10 +46,11 @@ def _register() -> None:
     from mm2c.cli.build import build
     from mm2c.cli.chat import chat
     from mm2c.cli.inspect import inspect
+    from mm2c.cli.plan import plan
     from mm2c.cli.serve import serve
     from mm2c.cli.verify import verify
 
-    for verb in (build, inspect, verify, serve, chat):
+    for verb in (plan, build, inspect, verify, serve, chat):
         app.command(no_args_is_help=False)(verb)
 
 

@@ -71,7 +71,16 @@ def serve(
     kv_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Tokens of KV cache, all requests together. Default: the bundle's rows x context."
+            min=1,
+            help="Tokens of KV cache, all requests of a replica together. Default: the bundle's rows x context.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the checkpoint of a bundle of `--weights checkpoint` is now. Default: $MM2C_CHECKPOINT_FOLDER, "
+            "else where it was at the build.",
+            show_default=False,
         ),
     ] = None,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that running requests get when stopping.")] = 5,
@@ -87,10 +96,14 @@ def serve(
     """Serve a bundle with Triton: gRPC, HTTP `generate_stream`, metrics, and an OpenAI-compatible API. Ctrl-C
     stops it, nothing stays behind.
 
+    A bundle of several replicas (`mm2c build --dp`) runs an engine for each, and a request goes to the least busy.
+    The server becomes ready once all of them serve; after that it is ready while at least one does.
+
     The supervisor restarts what dies. Ask with `mm2c chat`, tritonclient, the openai client or curl.
     """
     with user_errors():
         from mm2c.cli.serve_openai import OpenAIOptions, front_settings
+        from mm2c.serve.checkpoint import served_checkpoint
         from mm2c.serve.installation import find_triton
         from mm2c.serve.openai_front import OpenAIFront
         from mm2c.serve.ports import choose_ports
@@ -111,9 +124,13 @@ def serve(
             manifest = read_manifest(bundle)
             (check_contents if checksums else check_sizes)(bundle, manifest.files)
         _refuse_unservable(bundle, manifest)
+        with bars.stage("checking the weights"):
+            source = served_checkpoint(manifest, checkpoint)
         _end_on(signal.SIGHUP)
         _end_on(signal.SIGINT)
-        settings = Settings(bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums)
+        settings = Settings(
+            bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums, source
+        )
         front_of = None if openai is None else front_settings(openai, settings, manifest)
         run = RunDirectory(installation)
         server = Server(installation, run, settings)

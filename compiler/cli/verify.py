@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from mm2c.cli.console import Bars, err, print_json, print_table, user_errors
+from mm2c.cli.console import Bars, err, print_json, user_errors
 
 
 def verify(
@@ -25,6 +23,27 @@ def verify(
     ] = "all",
     steps: Annotated[int, typer.Option(min=1, help="Decode steps of the ragged batch.")] = 32,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the ragged batch.")] = 6,
+    streamed: Annotated[
+        bool,
+        typer.Option("--streamed", help="One layer at a time, in bounded memory: for models of any size."),
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="--streamed: tokens of all rows together.")] = 24,
+    layers: Annotated[
+        str | None, typer.Option(help="--streamed: these layers alone, such as 0,5-7. Default: all.")
+    ] = None,
+    golden: Annotated[
+        bool,
+        typer.Option(
+            "--golden", help="Compare the engine with the bundle's golden vectors; no checkpoint needed."
+        ),
+    ] = False,
+    shards: Annotated[
+        bool,
+        typer.Option("--shards", help="Re-assemble the ranks' tensors and compare them with the checkpoint."),
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write/--no-write", help="Keep golden vectors in the bundle where it passes.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Compare a bundle's logits with the UNMODIFIED transformers module, in fp32.
@@ -32,38 +51,88 @@ def verify(
     Same dequantised weights on both sides; prefill, chunked prefill and a ragged batch of decode steps.
     Passes where max |Δlogits| ≤ 1e-5 · max |logits| and every greedy token is the same. Exits 1 where it fails,
     2 where there is nothing to compare.
+
+    --streamed compares layer by layer with the unmodified decoder layers, loading only the experts that the tokens
+    choose; bundles for the cuda engine are always compared so, on the CPU, in fp32 and as stored. What passes leaves
+    golden vectors in the bundle, with which a GPU checks itself on its first start, and `--golden` any engine.
     """
     with user_errors():
-        from mm2c.verify.run import verify_checkpoint
-
-        outcome = verify_checkpoint(bundle, against, lowering, steps, rows, Bars())
-        if as_json:
-            print_json(outcome.as_json())
+        if sum((streamed, golden, shards)) > 1:
+            raise typer.BadParameter("--streamed, --golden and --shards are different comparisons: give one")
+        if golden:
+            passed = _golden(bundle, lowering, as_json)
+        elif shards:
+            passed = _shards(bundle, against, as_json)
+        elif streamed or layers is not None or _engine(bundle) == "cuda":
+            passed = _streamed(bundle, against, lowering, tokens, layers, write, as_json)
         else:
-            table = Table(title=escape(f"{bundle} against {outcome.checkpoint}"), title_justify="left")
-            for column in (
-                "lowering",
-                "case",
-                "logits rows",
-                "max |Δ|",
-                "max |logits|",
-                "relative",
-                "greedy flips",
-                "",
-            ):
-                table.add_column(column, justify="left" if column in ("lowering", "case", "") else "right")
-            for r in outcome.results:
-                table.add_row(
-                    r.lowering,
-                    r.case,
-                    str(r.positions),
-                    f"{r.error:.2e}",
-                    f"{r.scale:.2f}",
-                    f"{r.relative:.1e}",
-                    str(r.flips),
-                    "[green]pass[/]" if r.passed else "[red]FAIL[/]",
-                )
-            print_table(table)
-        if not outcome.passed:
-            err.print("[bold red]the bundle does not compute the model within tolerance[/]")
+            passed = _whole(bundle, against, lowering, steps, rows, write, as_json)
+        if not passed:
             raise typer.Exit(1)
+
+
+def _engine(bundle: Path) -> str:
+    from mm2c_runtime.manifest_file import read_manifest
+
+    return read_manifest(bundle).engine
+
+
+def _whole(
+    bundle: Path, against: str | None, lowering: str, steps: int, rows: int, write: bool, as_json: bool
+) -> bool:
+    from mm2c.cli.verify_tables import print_cases
+    from mm2c.verify.run import verify_checkpoint
+
+    outcome = verify_checkpoint(bundle, against, lowering, steps, rows, Bars(), write=write)
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        print_cases(outcome)
+    if not outcome.passed:
+        err.print("[bold red]the bundle does not compute the model within tolerance[/]")
+    return outcome.passed
+
+
+def _streamed(
+    bundle: Path,
+    against: str | None,
+    lowering: str,
+    tokens: int,
+    layers: str | None,
+    write: bool,
+    as_json: bool,
+) -> bool:
+    from mm2c.cli.verify_tables import print_faults, print_layers
+    from mm2c.verify.run_streamed import verify_layers
+
+    outcome = verify_layers(bundle, against, lowering, Bars(), tokens=tokens, layers=layers, write=write)
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        print_layers(outcome)
+    if not outcome.passed:
+        print_faults(outcome)
+    return outcome.passed
+
+
+def _golden(bundle: Path, lowering: str, as_json: bool) -> bool:
+    from mm2c.cli.verify_tables import print_golden
+    from mm2c.verify.run_streamed import compare_golden
+
+    outcomes = compare_golden(bundle, lowering, Bars())
+    if as_json:
+        print_json([outcome.as_json() for outcome in outcomes])
+    else:
+        print_golden(outcomes)
+    passed = all(outcome.passed for outcome in outcomes)
+    if not passed:
+        err.print("[bold red]the engine does not compute what the reference computed[/]")
+    return passed
+
+
+def _shards(bundle: Path, against: str | None, as_json: bool) -> bool:
+    from mm2c.cli.verify_tables import print_shards
+    from mm2c.verify.run_shards import verify_bundle_shards
+
+    report = verify_bundle_shards(bundle, against, Bars())
+    return print_shards(report, as_json)

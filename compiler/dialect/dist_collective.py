@@ -20,7 +20,8 @@ PLUGIN = None  # TensorRT has a native layer; ONNX Runtime graphs are cut here
 
 SCHEMA = define(
     "DistCollective",
-    "collective_operation is all_reduce (reduce_op sum) or all_gather (concatenation along axis). "
+    "collective_operation is all_reduce (reduce_op sum), all_gather (concatenation along axis) or reduce_scatter "
+    "(the sum is cut along axis into as many equal parts as a group has ranks, rank i of the group gets part i). "
     "groups holds the ranks of every group, group_size after group_size; nb_rank is the number "
     "of ranks. Over one rank it is the identity, which is all that the body says: graphs for "
     "several ranks are cut at this op or run by an engine with collectives.",
@@ -70,6 +71,8 @@ def fake(
     shape = list(x.shape)
     if collective_operation == "all_gather":
         shape[axis] = shape[axis] * group_size
+    elif collective_operation == "reduce_scatter":
+        shape[axis] = shape[axis] // group_size
     return x.new_empty(shape)
 
 

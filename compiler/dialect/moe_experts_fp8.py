@@ -23,10 +23,10 @@ PLUGIN = "M2MoeExpertsFp8"
 SCHEMA = define(
     "M2MoeExpertsFp8",
     "y[T, H] = Σ over the top_k choices of weights[T, k] · w2 · (silu(gate) · up), gate and up "
-    "being the first and second half of w13 · x. w13[E, 2I, H], w2[E, H, I] e4m3 with a scale for "
-    "each block_n × block_k block of their last two axes, gate and up being divided apart: "
-    "w13_scale[E, 2·ceil(I/block_n), ceil(H/block_k)], w2_scale[E, ceil(H/block_n), "
-    "ceil(I/block_k)]. They hold experts first_expert … first_expert + E - 1; other ids "
+    "being the first and second half of w13 · x. w13[E, 2I, H], w2[E, H, I] e4m3 with a scale for each "
+    "block, block_n long along I and block_k along H in both of them, gate and up being divided "
+    "apart: w13_scale[E, 2·ceil(I/block_n), ceil(H/block_k)], w2_scale[E, ceil(H/block_k), "
+    "ceil(I/block_n)]. They hold experts first_expert … first_expert + E - 1; other ids "
     "contribute nothing.",
     inputs=[
         ("x", "T"),
@@ -53,7 +53,7 @@ def body() -> FunctionProto:
     def dense(block: Body, w13: str, w13_scale: str, w2: str, w2_scale: str) -> tuple[str, str]:
         return (
             dequantize(block, w13, w13_scale, block_n, block_k, parts=2),
-            dequantize(block, w2, w2_scale, block_n, block_k),
+            dequantize(block, w2, w2_scale, block_k, block_n),
         )
 
     return b.function(scan_experts(b, ["w13", "w13_scale", "w2", "w2_scale"], dense))
@@ -74,7 +74,7 @@ def reference(
     def dense(expert: int) -> tuple[Tensor, Tensor]:
         return (
             dequantize_reference(w13[expert], w13_scale[expert], block_n, block_k, parts=2),
-            dequantize_reference(w2[expert], w2_scale[expert], block_n, block_k),
+            dequantize_reference(w2[expert], w2_scale[expert], block_k, block_n),
         )
 
     return experts_reference(x, weights, ids, first_expert, w13.shape[0], dense)

@@ -51,7 +51,7 @@ def body() -> FunctionProto:
     def dense(block: Body, w13: str, w13_scale: str, w2: str, w2_scale: str) -> tuple[str, str]:
         return (
             dequantize(block, w13, w13_scale, block_n, block_k, parts=2),
-            dequantize(block, w2, w2_scale, block_n, block_k),
+            dequantize(block, w2, w2_scale, block_k, block_n),
         )
 
     weights, ids = moe_routing.route(b)

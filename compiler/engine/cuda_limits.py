@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mm2c.config import Mapping, ModelConfig
 from mm2c.errors import UserError
+from mm2c.passes.legality import layout, nearest
 
 HEAD_DIM, ROTARY_DIM = 128, 64
 WIDTH = 64  # hidden and intermediate widths are multiples of it
@@ -17,7 +18,10 @@ def check_cuda(config: ModelConfig, mapping: Mapping) -> None:
     Raises:
         UserError: naming every such size.
     """
+    if min(mapping.tp, mapping.ep) < 1 or mapping.tp > config.heads:
+        return  # no cut at all: ``check_mapping`` says so
     inner = config.intermediate // mapping.moe_tp
+    group = config.heads // mapping.tp // mapping.kv_heads_of_rank(config.kv_heads)
     faults = [
         text
         for wrong, text in (
@@ -29,7 +33,7 @@ def check_cuda(config: ModelConfig, mapping: Mapping) -> None:
             (config.hidden % WIDTH, f"hidden size {config.hidden} (multiples of {WIDTH})"),
             (inner % WIDTH, f"a rank's expert intermediate of {inner} (multiples of {WIDTH})"),
             (
-                config.heads > GROUP * config.kv_heads,
+                group > GROUP,
                 f"{config.heads} query heads on {config.kv_heads} KV heads (at most {GROUP} share one)",
             ),
             (config.experts > EXPERTS, f"{config.experts} experts (at most {EXPERTS})"),
@@ -38,8 +42,12 @@ def check_cuda(config: ModelConfig, mapping: Mapping) -> None:
         if wrong
     ]
     if faults:
+        remedy = "--engine onnxruntime computes it on the CPU"
+        if len(faults) == 1 and inner % WIDTH:
+            near = nearest(config, mapping, lambda other: not config.intermediate // other.moe_tp % WIDTH)
+            remedy += f"; layouts that the kernels compute: {', or '.join(map(layout, near))}" if near else ""
         raise UserError(
             f"the cuda engine has no kernels for {'; '.join(faults)}",
             where="config.json, --tp and --ep" if inner % WIDTH else "config.json",
-            remedy="--engine onnxruntime computes it on the CPU",
+            remedy=remedy,
         )

@@ -11,7 +11,7 @@ from mm2c.lower.program import LoweredRank
 from mm2c.passes.edit import name_of, present
 from mm2c_runtime.manifest import PagedKvSpec
 
-FORMAT = 1  # of cuda.json
+FORMAT = 2  # of cuda.json
 DTYPES = {
     ir.DataType.FLOAT: "f32",
     ir.DataType.BFLOAT16: "bf16",
@@ -31,7 +31,8 @@ _STRIDES = {
 
 @dataclass(frozen=True)
 class ProgramFacts:
-    """What a program states beside its nodes. ``library``: the plugin library's version."""
+    """What a program states beside its nodes. ``library``: the plugin library's version. ``head``: of logits that
+    are not gathered, the part of the vocabulary that this rank has; None where they are whole."""
 
     rank: int
     ranks: int
@@ -44,6 +45,7 @@ class ProgramFacts:
     library: str
     abi: int
     weights_file: str
+    head: dict[str, int] | None = None
 
 
 def program_of(lowered: LoweredRank, facts: ProgramFacts) -> dict[str, Any]:
@@ -67,6 +69,7 @@ def program_of(lowered: LoweredRank, facts: ProgramFacts) -> dict[str, Any]:
         "kv": facts.kv.model_dump(),
         "vocab": facts.vocab,
         "logits": facts.logits,
+        "head": facts.head,
         "context": facts.context,
         "max_rows": facts.max_rows,
         "prefill_chunk": facts.prefill_chunk,
@@ -87,7 +90,7 @@ def _node(node: ir.Node, lowered: LoweredRank) -> dict[str, Any]:
         "name": node.name,
         "domain": node.domain,
         "op": node.op_type,
-        "inputs": [name_of(value) for value in node.inputs],
+        "inputs": ["" if value is None else name_of(value) for value in node.inputs],
         "outputs": [name_of(value) for value in node.outputs],
         "attributes": {**_attributes(node), **_strides(node, lowered)},
     }

@@ -106,5 +106,6 @@ def _dense(rank: LoweredRank, node: ir.Node) -> tuple[tuple[str, Recipe], tuple[
     recipes = [rank.recipes[name] for name in names]
     if node.op_type == "M2MoeExpertsFp8":
         w13, w13_scale, w2, w2_scale = recipes
-        return (names[0], dequantized(w13, w13_scale, node)), (names[2], dequantized(w2, w2_scale, node))
+        down = dequantized(w2, w2_scale, node, turned=True)  # its second axis is the intermediate one
+        return (names[0], dequantized(w13, w13_scale, node)), (names[2], down)
     return (names[0], as_f32(recipes[0])), (names[1], as_f32(recipes[1]))

@@ -47,6 +47,7 @@ STANDARD_OPS = frozenset(
         "Gather",
         "GatherND",
         "MatMul",
+        "Pad",
         "Reshape",
         "Shape",
         "Slice",
@@ -89,10 +90,10 @@ def lower_cuda(graph: RankGraph, kv: ir.DataType | None = None) -> LoweredRank:
 
 def _activation(graph: RankGraph) -> ir.DataType:
     """The dtype that the graph was traced with: its caches have it."""
-    kind = graph.model.graph.inputs[3].dtype
-    if kind is None:
-        raise PassError("the graph's cache has no type")
-    return kind
+    cache = next((value for value in graph.model.graph.inputs if value.name == "k_cache.0"), None)
+    if cache is None or cache.dtype is None:
+        raise PassError("the graph has no cache, or one without a type")
+    return cache.dtype
 
 
 def _check(rank: LoweredRank) -> None:

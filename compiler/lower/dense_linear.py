@@ -9,7 +9,8 @@ from mm2c.lower.writer import Writer, drop_unused
 from mm2c.passes.edit import name_of, present
 from mm2c.passes.shard_vocabulary import HEAD
 
-BEHIND_HEAD = ("DistCollective", "Slice")  # what lies between the head and the graph's logits
+# what lies between the head and the graph's logits
+BEHIND_HEAD = ("DistCollective", "Slice", "CastLike", "Pad")
 
 
 def lower_dense_linears(rank: LoweredRank) -> None:

@@ -36,7 +36,8 @@ def hoist_last_token(rank: LoweredRank) -> None:
       3. a Reshape between [B, S, ·] and [B·S, ·] inside the region falls away: both are [B, ·] now
       4. the old pick falls away
 
-    Graphs that return all logits have no pick and stay as they are.
+    Graphs that return all logits have no pick and stay as they are. So do graphs of attention-DP: what enters the
+    region from the experts there are the group's tokens cut out of everyone's, and not [B, S, ·].
     """
     picks = [n for n in rank.model.graph if n.op_type == "GatherND" and _reaches_head(n)]
     if len(picks) != 1:

@@ -28,9 +28,10 @@ def as_f32(recipe: Recipe) -> Recipe:
     return recipe if recipe.dtype == "f32" else Cast(recipe, "f32")
 
 
-def dequantized(weight: Recipe, scale: Recipe, node: ir.Node) -> Recipe:
-    """The f32 tensor of an FP8 weight; the block is the node's."""
-    return dequantize(weight, scale, node.attributes["block_n"].as_int(), node.attributes["block_k"].as_int())
+def dequantized(weight: Recipe, scale: Recipe, node: ir.Node, *, turned: bool = False) -> Recipe:
+    """The f32 tensor of an FP8 weight; the block is the node's, with its sides exchanged where ``turned``."""
+    sides = node.attributes["block_n"].as_int(), node.attributes["block_k"].as_int()
+    return dequantize(weight, scale, *(sides[::-1] if turned else sides))
 
 
 def transposed(recipe: Recipe) -> Recipe:

@@ -3,12 +3,12 @@ collective behind a value."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from mm2c.config import Mapping
-from mm2c.passes.narrow import narrow
+from mm2c.passes.narrow import narrow, repeat
 from mm2c.weights.rank_graph import RankGraph
 from mm2c_runtime.weights.recipe import Recipe
 
@@ -66,11 +66,26 @@ def narrow_tensor(graph: RankGraph, name: str, axis: int, start: int, stop: int)
     set_recipe(graph, name, narrow(graph.recipes[name], axis, start, stop))
 
 
-def blocks(start: int, stop: int, size: int, block: int) -> tuple[int, int]:
-    """The scale entries of elements [start, stop) of an axis of ``size``. PassError if one is cut."""
-    if start % block or (stop % block and stop != size):
-        raise PassError(f"elements [{start}, {stop}) of {size} cut a scale block of {block}")
-    return start // block, -(-stop // block)
+def whole_block(block: int, width: int, size: int) -> int:
+    """The largest side that scale blocks of side ``block`` can be divided into, so that parts of ``width`` of an
+    axis of ``size`` are whole blocks each."""
+    return block if width == size else math.gcd(block, width)
+
+
+def narrow_scales(recipe: Recipe, axis: int, start: int, stop: int, size: int, block: int) -> Recipe:
+    """The scales of elements [start, stop) of an axis of ``size``, in blocks of side ``whole_block``.
+
+    A block that is divided gives its scale to each of its parts: dequantised weights stay the same bits.
+
+    Raises:
+        PassError: ``start`` is no multiple of the width.
+    """
+    if (start, stop) == (0, size):
+        return recipe
+    side = whole_block(block, stop - start, size)
+    if start % side:
+        raise PassError(f"elements [{start}, {stop}) of {size} cut a scale block of {side}")
+    return narrow(repeat(recipe, axis, block // side), axis, start // side, stop // side)
 
 
 def consumer_of(graph: RankGraph, name: str) -> ir.Node:
@@ -91,13 +106,21 @@ def consumer_of(graph: RankGraph, name: str) -> ir.Node:
 
 
 def collective_after(
-    graph: RankGraph, value: ir.Value, name: str, operation: str, mapping: Mapping, *, axis: int = -1
+    graph: RankGraph,
+    value: ir.Value,
+    name: str,
+    operation: str,
+    groups: Sequence[Sequence[int]],
+    *,
+    axis: int = -1,
 ) -> ir.Value:
-    """Put a DistCollective over all ranks of the mapping behind ``value`` and return its output.
+    """Put a DistCollective behind ``value``, over ``groups`` that hold every rank once; returns its output.
 
     Every user of ``value``, and the graph's output if it is one, reads the collective's output instead.
-    ``operation`` is "all_reduce" (sum) or "all_gather" (concatenation along ``axis``).
+    ``operation`` is "all_reduce" (sum), "all_gather" (concatenation along ``axis``) or "reduce_scatter" (the sum,
+    cut along ``axis`` over the ranks of a group).
     """
+    ranks = [rank for group in groups for rank in group]
     producer = value.producer()
     if producer is None:
         raise PassError(f"{value.name} has no producer to put {operation} behind")
@@ -110,9 +133,9 @@ def collective_after(
             "collective_operation": operation,
             "reduce_op": "sum",
             "root": -1,
-            "nb_rank": mapping.tp,
-            "groups": list(range(mapping.tp)),
-            "group_size": mapping.tp,
+            "nb_rank": len(ranks),
+            "groups": ranks,
+            "group_size": len(groups[0]),
             "axis": axis,
         },
     )

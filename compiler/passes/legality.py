@@ -2,40 +2,93 @@
 
 from __future__ import annotations
 
-from mm2c.config import BLOCK, Mapping, ModelConfig, WeightFormats
+import math
+from collections.abc import Callable, Iterator
+
+from mm2c.config import Mapping, ModelConfig, WeightFormats
 from mm2c.errors import UserError
 from mm2c.weights.rank_graph import RankGraph
 
-_WIDEST = 64  # the largest --tp and --ep that are suggested
+_WIDEST = 512  # GPUs of the largest layout that is suggested
+_NAMED = 4  # layouts that a refusal names
 
 
 def check_mapping(config: ModelConfig, formats: WeightFormats, mapping: Mapping) -> None:
     """Refuse a cut that is not exact for this model.
 
     Raises:
-        UserError: ``tp`` does not divide query or KV heads, or cuts an FP8 scale block of an attention
-            projection; ``ep`` does not divide ``tp`` or the experts; or a rank's slice of the expert
-            intermediate is not whole scale blocks. The remedy lists the legal values.
+        UserError: saying which size it does not divide; the remedy names the nearest layouts that it allows.
     """
-    if mapping.tp < 1 or mapping.ep < 1:
+    asked = layout(mapping)
+    if mapping.tp < 1 or mapping.ep < 1 or mapping.dp < 1:
         raise UserError(
-            f"--tp {mapping.tp} --ep {mapping.ep}: both must be at least 1",
-            where="--tp, --ep",
-            remedy="--tp 1 --ep 1",
+            f"{asked}: all of them must be at least 1",
+            where="--tp, --ep, --dp",
+            remedy="--tp 1 --ep 1 --dp 1",
         )
-    if not 0 <= mapping.rank < mapping.tp:
-        raise UserError(f"rank {mapping.rank} is outside the {mapping.tp} ranks of --tp {mapping.tp}")
-    fault = _head_fault(config, formats, mapping.tp)
+    fault = mapping_fault(config, mapping)
     if fault:
-        raise UserError(f"--tp {mapping.tp}: {fault}", where="--tp", remedy=_legal_tps(config, formats))
-    fault = _expert_fault(config, formats, mapping.tp, mapping.ep)
-    if fault:
-        eps = _eps(config, formats, mapping.tp)
-        if eps:
-            remedy = f"legal values of --ep with --tp {mapping.tp}: {_listed(eps)}"
-        else:
-            remedy = _legal_tps(config, formats)
-        raise UserError(f"--tp {mapping.tp} --ep {mapping.ep}: {fault}", where="--tp, --ep", remedy=remedy)
+        where, what = fault
+        near = ", or ".join(layout(other) for other in nearest(config, mapping))
+        raise UserError(f"{asked}: {what}", where=where, remedy=f"the nearest layouts that can: {near}")
+    if not 0 <= mapping.rank < mapping.ranks:
+        raise UserError(f"rank {mapping.rank} is outside the {mapping.ranks} ranks of {asked}")
+
+
+def mapping_fault(config: ModelConfig, mapping: Mapping) -> tuple[str, str] | None:
+    """(the flags at fault, why) of a layout that this model does not allow, None for one that it does."""
+    tp, ep, dp = mapping.tp, mapping.ep, mapping.dp
+    if config.heads % tp:
+        return "--tp", f"tp {tp} does not divide the model's {config.heads} query heads"
+    if config.kv_heads % tp and tp % config.kv_heads:
+        return (
+            "--tp",
+            f"tp {tp} neither divides the model's {config.kv_heads} KV heads nor is a multiple of them",
+        )
+    if (tp - 1) * -(-config.vocab // tp) >= config.vocab:
+        return "--tp", f"the last rank would hold nothing of a vocabulary of {config.vocab}"
+    if config.experts % ep:
+        return "--ep", f"ep {ep} does not divide the model's {config.experts} experts"
+    if ep <= tp and tp % ep:
+        return "--tp, --ep", f"ep {ep} does not divide tp {tp}"
+    if ep > tp and (ep % tp or (tp * dp) % ep):
+        return "--tp, --ep, --dp", (
+            f"ep {ep} above tp {tp} is attention-DP: it must be a multiple of tp that divides tp x dp, "
+            f"which is {tp * dp}"
+        )
+    if config.intermediate % mapping.moe_tp:
+        return "--tp, --ep", (
+            f"the {mapping.moe_tp} ranks that share an expert do not divide its width of {config.intermediate}"
+        )
+    return None
+
+
+def nearest(
+    config: ModelConfig, mapping: Mapping, takes: Callable[[Mapping], bool] = lambda mapping: True
+) -> list[Mapping]:
+    """Legal layouts that ``takes`` says yes to, the nearest first: alike in the number of GPUs, tp, ep and dp. Where
+    tp itself is at fault, each with another tp or dp."""
+    asked = mapping.gpus
+    fault = mapping_fault(config, mapping)
+    apart = fault is not None and fault[0] == "--tp"
+
+    def distance(other: Mapping) -> tuple[float, ...]:
+        pairs = (other.tp, mapping.tp), (other.ep, mapping.ep), (other.dp, mapping.dp)
+        unlike = sum(abs(math.log2(found / wanted)) for found, wanted in pairs)
+        return (unlike + 2 * abs(other.gpus - asked) / asked, other.tp, other.ep)
+
+    some = _layouts(config, min(_WIDEST, 2 * asked))
+    legal = (m for m in some if mapping_fault(config, m) is None and takes(m))
+    found: dict[tuple[int, ...], Mapping] = {}
+    for other in sorted(legal, key=distance):
+        found.setdefault((other.tp, other.dp) if apart else (other.tp, other.dp, other.ep), other)
+    return list(found.values())[:_NAMED]
+
+
+def layout(mapping: Mapping) -> str:
+    """``--tp 4 --ep 4 --dp 2``; --dp only where there is more than one."""
+    text = f"--tp {mapping.tp} --ep {mapping.ep}"
+    return text + (f" --dp {mapping.dp}" if mapping.dp != 1 else "")
 
 
 def stored_formats(graph: RankGraph) -> WeightFormats:
@@ -48,52 +101,11 @@ def stored_formats(graph: RankGraph) -> WeightFormats:
     return WeightFormats(fp8=fp8)
 
 
-def _head_fault(config: ModelConfig, formats: WeightFormats, tp: int) -> str:
-    if config.heads % tp:
-        return f"it does not divide the model's {config.heads} query heads"
-    if config.kv_heads % tp:
-        return f"it does not divide the model's {config.kv_heads} KV heads"
-    if (tp - 1) * -(-config.vocab // tp) >= config.vocab:
-        return f"the last rank would hold nothing of a vocabulary of {config.vocab}"
-    fp8 = any(".self_attn." in module for module in formats.fp8)
-    for heads, kind in ((config.heads, "query"), (config.kv_heads, "KV")):
-        width = heads // tp * config.head_dim
-        if tp > 1 and fp8 and width % BLOCK:
-            return f"a rank's {kind} width {width} is not a multiple of the FP8 scale block {BLOCK}"
-    return ""
-
-
-def _expert_fault(config: ModelConfig, formats: WeightFormats, tp: int, ep: int) -> str:
-    if tp % ep:
-        return f"--ep must divide --tp {tp}"
-    if config.experts % ep:
-        return f"--ep does not divide the model's {config.experts} experts"
-    cut = tp // ep
-    if config.intermediate % cut:
-        return f"{cut} ranks a group do not divide the expert intermediate {config.intermediate}"
-    width = config.intermediate // cut
-    fp8 = any(module.endswith(".experts") for module in formats.fp8)
-    if cut > 1 and fp8 and width % BLOCK:
-        return f"a rank's slice {width} of the expert intermediate cuts an FP8 scale block of {BLOCK}"
-    return ""
-
-
-def _eps(config: ModelConfig, formats: WeightFormats, tp: int) -> list[int]:
-    return [ep for ep in range(1, tp + 1) if not _expert_fault(config, formats, tp, ep)]
-
-
-def _legal_tps(config: ModelConfig, formats: WeightFormats) -> str:
-    """``legal values of --tp: 1, 2, 4, 8 (8 only with --ep 2, 4 or 8)``."""
-    legal = {
-        tp: _eps(config, formats, tp) for tp in range(1, _WIDEST + 1) if not _head_fault(config, formats, tp)
-    }
-    legal = {tp: eps for tp, eps in legal.items() if eps}
-    bound = [f"{tp} only with --ep {_listed(eps, 'or')}" for tp, eps in legal.items() if 1 not in eps]
-    return f"legal values of --tp: {_listed(list(legal))}" + (f" ({'; '.join(bound)})" if bound else "")
-
-
-def _listed(values: list[int], last: str = "") -> str:
-    words = [str(value) for value in values]
-    if last and len(words) > 1:
-        words[-2:] = [f"{words[-2]} {last} {words[-1]}"]
-    return ", ".join(words)
+def _layouts(config: ModelConfig, gpus: int) -> Iterator[Mapping]:
+    """Those on at most so many GPUs whose experts can be dealt out."""
+    eps = [ep for ep in range(1, min(gpus, config.experts) + 1) if config.experts % ep == 0]
+    for tp in range(1, min(gpus, config.heads) + 1):
+        for dp in range(1, gpus // tp + 1):
+            for ep in eps:
+                if ep <= tp * dp:
+                    yield Mapping(tp, ep, dp)

@@ -44,6 +44,11 @@ class RunDirectory:
         return self.path / "engine.sock"
 
     @property
+    def sockets(self) -> list[Path]:
+        """Those of engines that have run: ``socket``, and the numbered ones of further replicas."""
+        return [self.socket, *self.path.glob("engine.sock.[0-9]*")]
+
+    @property
     def gate_flag(self) -> Path:
         """The name that mm2c_runtime.stub.paths.gate_flag gives to the flag of this socket."""
         return self.path / "engine.sock.closed"

@@ -28,6 +28,7 @@ from mm2c_runtime.server.child import absolute_folders
 from mm2c_runtime.stub.keeper import CHECKSUMS_VARIABLE
 from mm2c_runtime.stub.model_control import ADDRESS_VARIABLE, SECRET_VARIABLE
 from mm2c_runtime.stub.paths import SOCKET_VARIABLE
+from mm2c_runtime.weights.checkpoint import VARIABLE as CHECKPOINT_VARIABLE
 
 MARK = "MM2C_SERVE_RUN"  # every process below the server carries it: how orphans are found
 LOG_TAIL = 25  # lines shown when a start fails
@@ -41,7 +42,8 @@ class Settings:
     """``drain``: seconds that running requests get at a stop before the server ends regardless.
 
     ``kv_tokens``: the engine's KV-cache budget; None for the bundle's own. ``checksums``: whether the engine
-    compares the files' hashes with the manifest, or only their sizes.
+    compares the files' hashes with the manifest, or only their sizes. ``checkpoint``: where the engine reads the
+    weights of a bundle that has none.
     """
 
     bundle: Path
@@ -52,6 +54,7 @@ class Settings:
     verbose: bool = False
     kv_tokens: int | None = None
     checksums: bool = True
+    checkpoint: Path | None = None
 
 
 class Server:
@@ -146,7 +149,8 @@ class Server:
         kill_marked(MARK, str(self._run.path))
         self._remember_environments()
         self._run.clean()
-        self._run.socket.unlink(missing_ok=True)
+        for socket in self._run.sockets:
+            socket.unlink(missing_ok=True)
 
     def _remember_environments(self) -> None:
         if self._environments is not None:
@@ -188,12 +192,13 @@ class Server:
         """This process's, with what the Python stub needs: it takes the first python3 on PATH as its own."""
         libraries = [str(p) for p in self._installation.libraries]
         inherited = os.environ.get("LD_LIBRARY_PATH")
-        kv_tokens = self._settings.kv_tokens
+        kv_tokens, checkpoint = self._settings.kv_tokens, self._settings.checkpoint
         return {
             **{name: value for name, value in os.environ.items() if name != API_KEYS_VARIABLE},
             **absolute_folders(os.environ),  # Triton runs in another folder
             CHECKSUMS_VARIABLE: "full" if self._settings.checksums else "sizes",
             **({} if kv_tokens is None else {KV_TOKENS_VARIABLE: str(kv_tokens)}),
+            **({} if checkpoint is None else {CHECKPOINT_VARIABLE: str(checkpoint)}),
             "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
             SOCKET_VARIABLE: str(self._run.socket),

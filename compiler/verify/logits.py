@@ -82,15 +82,48 @@ def _last(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits if logits.ndim == 2 else np.ascontiguousarray(logits[:, -1])
 
 
-def _prefill(executor: Executor, row: int, prompt: list[int], chunk: int) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class Place:
+    """Where a row is computed: an attention group, and a cache row of it."""
+
+    group: int
+    row: int
+
+
+def places(rows: int, groups: int) -> list[Place]:
+    """Unevenly: the last of several groups gets every second turn, and groups may stay empty."""
+    owners = [min(index % (groups + 1), groups - 1) for index in range(rows)]
+    return [Place(owner, owners[:index].count(owner)) for index, owner in enumerate(owners)]
+
+
+def _prefill(executor: Executor, place: Place, prompt: list[int], chunk: int) -> NDArray[np.float32]:
+    """Of one row, while other groups have nothing to do."""
     logits = None
     for start in range(0, len(prompt), chunk):
         part = prompt[start : start + chunk]
-        step = RowStep(row=row, tokens=part, past_len=start, new_len=len(part), sample=False)
-        logits = executor.forward(StepBatch(step_id=start, kind="prefill", rows=[step]))
+        step = RowStep(row=place.row, tokens=part, past_len=start, new_len=len(part), sample=False)
+        batches: list[StepBatch | None] = [None] * executor.kv.groups
+        batches[place.group] = StepBatch(step_id=start, kind="prefill", rows=[step])
+        logits = executor.forwards(batches)[place.group]
     assert logits is not None
     first: NDArray[np.float32] = _last(logits)[0]
     return first
+
+
+def _decode(
+    executor: Executor, where: list[Place], rows: list[Trajectory], n: int
+) -> list[NDArray[np.float32]]:
+    """Step ``n`` of all rows, in their order."""
+    batches: list[StepBatch | None] = [None] * executor.kv.groups
+    for place, row in zip(where, rows, strict=True):
+        batch = batches[place.group] or StepBatch(step_id=n, kind="decode", rows=[])
+        past = len(row.prompt) + n
+        batch.rows.append(
+            RowStep(row=place.row, tokens=[row.tokens[n]], past_len=past, new_len=1, sample=False)
+        )
+        batches[place.group] = batch
+    logits = [None if found is None else _last(found) for found in executor.forwards(batches)]
+    return [own[place.row] for place in where if (own := logits[place.group]) is not None]
 
 
 def _result(
@@ -113,6 +146,7 @@ def compare(
 ) -> list[CaseResult]:
     """All cases of one executor. Every row decodes the reference's own tokens, so that one flip stays one flip."""
     steps = len(rows[0].tokens) - 1
+    where = places(len(rows), executor.kv.groups)
     first = [r.logits[0] for r in rows]
     with progress.stage(
         f"{lowering}: prefill, chunked prefill, {steps} decode steps", 2 * len(rows) + steps
@@ -121,16 +155,12 @@ def compare(
         for case, size in (("chunked prefill", max(1, chunk // 3)), ("prefill", chunk)):
             got = []
             for index, row in enumerate(rows):
-                got.append(_prefill(executor, index, row.prompt, size))
+                got.append(_prefill(executor, where[index], row.prompt, size))
                 stage.advance()
             results.append(_result(lowering, case, got, first))
         decoded: list[NDArray[np.float32]] = []
         for n in range(steps):
-            batch = [
-                RowStep(row=i, tokens=[r.tokens[n]], past_len=len(r.prompt) + n, new_len=1, sample=False)
-                for i, r in enumerate(rows)
-            ]
-            decoded += list(_last(executor.forward(StepBatch(step_id=n, kind="decode", rows=batch))))
+            decoded += _decode(executor, where, rows, n)
             stage.advance()
         want = [r.logits[n + 1] for n in range(steps) for r in rows]
         results.append(_result(lowering, f"decode, {len(rows)} ragged rows", decoded, want))
@@ -145,10 +175,13 @@ def verify_bundle(
     steps: int,
     rows: int,
     progress: Progress,
+    *,
+    trajectories_to: list[Trajectory] | None = None,
 ) -> list[CaseResult]:
     """Every lowering of a bundle against the reference, in this process (ranks in lockstep).
 
-    ``steps`` is below the bundle's context and ``rows`` within its limit.
+    ``steps`` is below the bundle's context and ``rows`` within its limit. ``trajectories_to`` is given what the
+    reference answered.
     """
     from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
 
@@ -156,9 +189,11 @@ def verify_bundle(
     chunk = min(limits.prefill_chunk, 48)  # crosses chunk borders with short prompts
     some = prompts(manifest.model.vocab, limits.context, chunk, rows, steps)
     expected = trajectories(reference, some, steps, progress)
+    if trajectories_to is not None:
+        trajectories_to += expected
     results = []
     for lowering in lowerings:
-        executor = OnnxRuntimeExecutor(bundle, manifest, lowering=lowering)
+        executor = OnnxRuntimeExecutor(bundle, manifest, lowering=lowering, checkpoint=reference.folder)
         try:
             results += compare(executor, lowering, expected, chunk, progress)
         finally:

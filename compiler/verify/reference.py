@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mm2c.checkpoint.convert import converted
 from mm2c.errors import UserError
 from mm2c_runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     from mm2c.checkpoint import Checkpoint
+    from mm2c.config import WeightTarget
     from mm2c_runtime.weights.recipe import Recipe
 
 
@@ -35,14 +37,29 @@ def dense(name: str, recipes: dict[str, Recipe]) -> Recipe:
     return dequantize(recipe, scale, BLOCK, BLOCK) if scale is not None else Cast(recipe, "f32")
 
 
+def official_config(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's configuration as transformers reads it, for dequantised weights in fp32."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    config.quantization_config = None
+    config._attn_implementation = "sdpa"
+    config._experts_implementation = "eager"  # expert after expert
+    config.dtype = torch.float32
+    return config
+
+
 class Reference:
     """Greedy decoding by the official module, one row at a time, with the logits of every step.
+
+    ``weight_format``: what the bundle's linears were converted to; the reference then has the same weights.
 
     Raises UserError where the fp32 weights do not fit into memory.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        recipes = checkpoint.recipes()
+    def __init__(self, checkpoint: Checkpoint, weight_format: WeightTarget = "stored") -> None:
+        recipes, _ = converted(checkpoint.recipes(), checkpoint.formats, weight_format, checkpoint.config)
         need, have = fp32_bytes(recipes), available_bytes()
         if have is not None and need * 1.1 > have:
             raise UserError(
@@ -50,21 +67,18 @@ class Reference:
                 where=str(checkpoint.folder),
                 remedy="verify on a machine with more memory, or with a checkpoint of the same shape and fewer layers",
             )
+        self.folder = checkpoint.folder
         self.model = self._load(checkpoint, recipes)
 
     @staticmethod
     def _load(checkpoint: Checkpoint, recipes: dict[str, Recipe]) -> Any:
         import torch
-        from transformers import AutoConfig, MiniMaxM2ForCausalLM
+        from transformers import MiniMaxM2ForCausalLM
 
         from mm2c_runtime.weights.evaluate import evaluate
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-        config.quantization_config = None
-        config._attn_implementation = "sdpa"
-        config._experts_implementation = "eager"
-        config.dtype = torch.float32
+        config = official_config(checkpoint)
         with torch.device("meta"):
             model = MiniMaxM2ForCausalLM(config)
         state = {
@@ -98,3 +112,19 @@ class Reference:
                 tokens.append(int(logits.argmax()))
                 ids = torch.tensor([[tokens[-1]]])
         return tokens, np.stack(rows)
+
+    def hidden_states(self, ids: list[int]) -> list[Any]:
+        """Of every token, the embedding and each layer's output: layers + 1 times f32[tokens, H] (torch)."""
+        import torch
+
+        found: list[Any] = []
+        model = self.model.model
+        watched = [model.embed_tokens, *model.layers]
+        hooks = [m.register_forward_hook(lambda _, given, made: found.append(made[0])) for m in watched]
+        try:
+            with torch.inference_mode():
+                model(input_ids=torch.tensor([ids]))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mm2c.errors import UserError
 from mm2c.progress import Progress
-from mm2c.verify.logits import TOLERANCE, CaseResult
-from mm2c_runtime.manifest import CheckpointInfo, Limits
+from mm2c.verify.logits import TOLERANCE, CaseResult, Trajectory
+from mm2c_runtime.manifest import CheckpointInfo, Limits, Manifest
 from mm2c_runtime.manifest_file import read_bundle
 
 if TYPE_CHECKING:
@@ -41,41 +41,40 @@ class Outcome:
 
 
 def verify_checkpoint(
-    bundle: Path, against: str | None, lowering: str, steps: int, rows: int, progress: Progress
+    bundle: Path,
+    against: str | None,
+    lowering: str,
+    steps: int,
+    rows: int,
+    progress: Progress,
+    *,
+    write: bool = False,
 ) -> Outcome:
-    """Compare every case; ``steps`` and ``rows`` are cut to what the bundle holds, with a note.
+    """Compare every case; ``steps`` and ``rows`` are cut to what the bundle holds, with a note. ``write``: keep golden
+    vectors of the reference in the bundle, where it passes.
 
     Raises:
         BundleError: the bundle is altered.
         UserError: it is not of this checkpoint, has no weights or no such lowering, is for another engine than
-            ONNX Runtime, or has a context of one token.
+            ONNX Runtime, has a context of one token, or cannot be written to.
     """
     from mm2c.checkpoint import Checkpoint
+    from mm2c.verify.bundle_report import check_writable
     from mm2c.verify.same import check_same
 
     manifest = read_bundle(bundle)
-    if manifest.checkpoint is None:
-        raise UserError(
-            "the bundle was built from config.json alone: it has no weights to verify",
-            where=str(bundle),
-            remedy="build it from a checkpoint, without --config-only",
-        )
+    source = refuse_bare(manifest, bundle)
     if manifest.engine != "onnxruntime":
         raise UserError(
-            f"`mm2c verify` computes on the CPU, in fp32: it cannot run a bundle for the {manifest.engine} engine",
+            f"whole models are compared on ONNX Runtime: a bundle for the {manifest.engine} engine is not",
             where=str(bundle),
-            remedy="build the checkpoint with --engine onnxruntime too, and verify that bundle: it is made of the same "
-            "traced graph and weights",
+            remedy="verify it with --streamed, layer by layer",
         )
-    known = list(manifest.lowerings)
-    if lowering != "all" and lowering not in known:
-        raise UserError(
-            f"the bundle has no lowering '{lowering}'",
-            where=str(bundle),
-            remedy=f"one of: all, {', '.join(known)}",
-        )
+    lowerings = wanted_lowerings(manifest, bundle, lowering)
     steps, rows = fitting(manifest.limits, bundle, steps, rows, progress)
-    found = _located(against, manifest.checkpoint, progress)
+    if write:
+        check_writable(bundle)
+    found = located(against, source, progress)
     with Checkpoint.open(found.folder) as checkpoint:
         check_same(manifest, bundle, checkpoint)
 
@@ -83,11 +82,44 @@ def verify_checkpoint(
         from mm2c.verify.reference import Reference
 
         with progress.stage("loading the reference"):
-            reference = Reference(checkpoint)
+            reference = Reference(checkpoint, manifest.weight_format)
+        kept: list[Trajectory] = []
         results = verify_bundle(
-            bundle, manifest, reference, known if lowering == "all" else [lowering], steps, rows, progress
+            bundle, manifest, reference, lowerings, steps, rows, progress, trajectories_to=kept
         )
-    return Outcome(str(bundle), str(found.folder), steps, results)
+        outcome = Outcome(str(bundle), str(found.folder), steps, results)
+        if write and outcome.passed:
+            from mm2c.verify.run_streamed import write_goldens
+            from mm2c.verify.whole_goldens import golden_of
+
+            report = {"kind": "whole model", "results": [result.as_json() for result in results]}
+            write_goldens(bundle, golden_of(reference, kept, manifest), report)
+    return outcome
+
+
+def refuse_bare(manifest: Manifest, bundle: Path) -> CheckpointInfo:
+    """Where the bundle's weights come from; UserError for a bundle that has none."""
+    if manifest.checkpoint is None:
+        raise UserError(
+            "the bundle was built from config.json alone: it has no weights to verify",
+            where=str(bundle),
+            remedy="build it from a checkpoint, without --config-only",
+        )
+    return manifest.checkpoint
+
+
+def wanted_lowerings(manifest: Manifest, bundle: Path, lowering: str) -> list[str]:
+    """All of them, or the one asked for. UserError where there is no such one."""
+    known = list(manifest.lowerings)
+    if lowering == "all":
+        return known
+    if lowering not in known:
+        raise UserError(
+            f"the bundle has no lowering '{lowering}'",
+            where=str(bundle),
+            remedy=f"one of: all, {', '.join(known)}",
+        )
+    return [lowering]
 
 
 def fitting(limits: Limits, bundle: Path, steps: int, rows: int, progress: Progress) -> tuple[int, int]:
@@ -113,7 +145,7 @@ def fitting(limits: Limits, bundle: Path, steps: int, rows: int, progress: Progr
     return steps, rows
 
 
-def _located(against: str | None, source: CheckpointInfo, progress: Progress) -> Located:
+def located(against: str | None, source: CheckpointInfo, progress: Progress) -> Located:
     from mm2c.checkpoint import locate
 
     if against is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mm2c.bundle.manifest import model_info
+from mm2c.checkpoint.convert import converted
 from mm2c.checkpoint.names import SCALE_SUFFIX
 from mm2c.checkpoint.shard import read_shard
 from mm2c.errors import UserError
@@ -36,6 +37,10 @@ def check_same(manifest: Manifest, bundle: Path, checkpoint: Checkpoint) -> None
             f"{key} {built[key]} there, {here[key]} here" for key in built if built[key] != here[key]
         ]
         what = ", ".join(different) or "its configuration, or the place or type of its tensors, is another"
+    elif manifest.weights == "checkpoint" or manifest.cuda is not None:
+        if not source.content or checkpoint.content() == source.content:
+            return
+        what = "its weights are others"
     elif name := _different_weight(manifest, bundle, checkpoint):
         what = f"the weights of {name} are others"
     else:
@@ -58,7 +63,10 @@ def _different_weight(manifest: Manifest, bundle: Path, checkpoint: Checkpoint) 
         return ""
     path = bundle / portable.ranks[0].weights
     stored, _ = read_shard(path)
-    for name, recipe in checkpoint.recipes().items():
+    recipes, _ = converted(
+        checkpoint.recipes(), checkpoint.formats, manifest.weight_format, checkpoint.config
+    )
+    for name, recipe in recipes.items():
         info = stored.get(name)
         if (
             info is None

@@ -70,13 +70,19 @@ def first_source(recipe: Recipe) -> str:
 def shared_order(jobs: Sequence[WeightJob]) -> list[list[tuple[int, str]]]:
     """(job, tensor) groups in writing order; a group's members read the same tensors of the checkpoint.
 
-    safetensors allows no gaps, so tensors whose size is no multiple of ALIGNMENT in every file come last, by
-    falling alignment: all others stay aligned, and each lies on a multiple of its own element's size.
+    The groups follow the recipes' order in all jobs at once, so that the files grow together and the checkpoint
+    is gone through once. safetensors allows no gaps, so tensors whose size is no multiple of ALIGNMENT in every
+    file come last, by falling alignment: all others stay aligned, and each lies on a multiple of its own
+    element's size.
     """
+    places = sorted(  # how far each job is when the tensor's turn comes: lowerings have more or fewer tensors
+        (index / len(job.recipes), number, name)
+        for number, job in enumerate(jobs)
+        for index, name in enumerate(job.recipes)
+    )
     groups: dict[str, list[tuple[int, str]]] = {}
-    for number, job in enumerate(jobs):
-        for name, recipe in job.recipes.items():
-            groups.setdefault(first_source(recipe), []).append((number, name))
+    for _, number, name in places:
+        groups.setdefault(first_source(jobs[number].recipes[name]), []).append((number, name))
 
     def rank(group: list[tuple[int, str]]) -> tuple[int, int]:
         recipes = [jobs[number].recipes[name] for number, name in group]

@@ -1,118 +1,180 @@
-"""The one-pass repacker: a checkpoint in, every rank's safetensors files out, in bounded memory."""
+"""The one-pass repacker: a checkpoint in, every rank's safetensors files out, in bounded memory.
+
+Threads take units (the pieces of all files that want the same part of the checkpoint) in order: read, check, copy to
+the files' chunks, and whoever completes a chunk hashes and writes it. Another thread syncs what was written and tells
+the journal. Units and chunks are in flight for a few units' length only, which bounds the memory.
+"""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.filesize import decimal
 
 from mm2c.errors import UserError
-from mm2c.progress import Progress, Quiet, Stage
-from mm2c.weights.layout import Entry, FileLayout, WeightJob, lay_out, shared_order
-from mm2c.weights.shared_reader import SharedReader, TensorFiles
-from mm2c_runtime.weights.evaluate import nbytes, stream
-from mm2c_runtime.weights.recipe import Recipe
+from mm2c.progress import Bytes, Progress, Quiet
+from mm2c.weights.commit import Commits
+from mm2c.weights.journal import Build, Claims, Journal, read_claims
+from mm2c.weights.layout import FileLayout, WeightJob, lay_out, shared_order
+from mm2c.weights.outputs import Assembly, Output, WrittenWeights, write_error
+from mm2c.weights.plan import Plan
+from mm2c.weights.shards import Shards, Stamp, TensorFiles, stamps_of
+from mm2c.weights.sources import Sources, Unshared
+from mm2c.weights.units import run_units
+from mm2c_runtime.checksums import CHUNK, chunk_digests
 
-CHUNK = 16 << 20  # bytes of one piece of a tensor
-_QUEUED = 2  # pieces waiting for each of the threads that hash and write
-_WRITERS = 8  # such threads at most; sha256 is what takes the time
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DIRECT = 256 << 20  # bytes of all files: more goes past the page cache, whose pages cost more than the disk
 
-
-@dataclass(frozen=True)
-class WrittenWeights:
-    """A written file: ``entries`` in file order, ``sha256`` of the whole file, its size in ``bytes``."""
-
-    entries: dict[str, Entry]
-    sha256: str
-    bytes: int
+__all__ = ["Repack", "WrittenWeights", "check_space", "write_all"]
 
 
 def write_all(
-    jobs: Sequence[WeightJob], checkpoint: TensorFiles, progress: Progress | None = None
+    jobs: Sequence[WeightJob],
+    checkpoint: TensorFiles,
+    progress: Progress | None = None,
+    *,
+    journal: Path | None = None,
+    key: str = "",
+    stamps: Mapping[str, Stamp] | None = None,
 ) -> list[WrittenWeights]:
     """Write the files of all ranks and lowerings in one pass over the checkpoint.
 
-    Each file is valid safetensors, its tensors 64-byte aligned where their sizes allow. Raises UserError
-    where the disk cannot hold them (before writing), is full, or a weight is NaN or infinite; the files are
-    removed then.
+    Each file is valid safetensors, its tensors 64-byte aligned where their sizes allow. ``journal``: what is on the
+    disk is noted there under ``key``, and what a killed build of the same key noted is checked and kept.
+    ``stamps``: what the checkpoint's files were when it was opened (None: what they are now).
+
+    Raises:
+        UserError: the disk cannot hold the files (before writing), is full, a weight is NaN or infinite, or the
+            checkpoint changed; the files and the journal are removed then.
     """
-    order = shared_order(jobs)
-    layouts = lay_out(jobs, order)
-    check_space(jobs, layouts)
-    outputs: list[_Output] = []
-    try:
-        for job, layout in zip(jobs, layouts, strict=True):
-            outputs.append(_Output(job.path, layout))
-        total = sum(layout.size for layout in layouts)
+    return Repack(jobs, checkpoint, progress, journal=journal, key=key, stamps=stamps).run()
+
+
+class Repack:
+    """``write_all`` with its figures: ``bytes_read`` of the checkpoint, ``buffers`` of CHUNK bytes that were made,
+    ``resumed`` bytes that an earlier build had written."""
+
+    def __init__(
+        self,
+        jobs: Sequence[WeightJob],
+        checkpoint: TensorFiles,
+        progress: Progress | None = None,
+        *,
+        journal: Path | None = None,
+        key: str = "",
+        stamps: Mapping[str, Stamp] | None = None,
+    ) -> None:
+        self.jobs, self.checkpoint = jobs, checkpoint
+        self.progress: Progress = progress or Quiet()
+        self.order = shared_order(jobs)
+        self.layouts = lay_out(jobs, self.order)
+        self.stamps = dict(stamps_of(checkpoint) if stamps is None else stamps)
+        self.journal = journal
+        files = tuple(
+            (_name(job, journal), layout.size) for job, layout in zip(jobs, self.layouts, strict=True)
+        )
+        self.build = Build(key, files, CHUNK, self.stamps)
+        self.bytes_read = self.buffers = self.resumed = 0
+
+    def run(self) -> list[WrittenWeights]:
+        outputs: list[Output] = []
+        try:
+            claims = read_claims(self.journal, self.build) if self.journal else None
+            kept = self._kept(claims) if claims else [{} for _ in self.jobs]
+            if not any(kept):
+                claims = None
+            check_space(self.jobs, self.layouts, kept=[bool(chunks) for chunks in kept])
+            total = sum(layout.size for layout in self.layouts)
+            for job, layout, chunks in zip(self.jobs, self.layouts, kept, strict=True):
+                outputs.append(Output(job.path, layout, chunks, direct=total > DIRECT))
+            journal = Journal(self.journal, self.build, claims) if self.journal else None
+            try:
+                self._write(outputs, journal)
+            finally:
+                if journal:
+                    journal.close()
+            return [output.finish() for output in outputs]
+        except BaseException as error:
+            for output in outputs:
+                output.discard()
+            if self.journal:  # also of an earlier build's files, where they were not opened yet
+                for path in (*(job.path for job in self.jobs), self.journal):
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise write_error(error, self.journal or self.jobs[0].path) from error
+            raise
+
+    def _kept(self, claims: Claims) -> list[dict[int, bytes]]:
+        """By file, the chunks whose bytes are what the journal claims."""
+        for name, stamp in self.stamps.items():
+            if claims.stamps.get(name) != stamp:
+                raise UserError(
+                    f"shard {name} changed since the interrupted build began; nothing of that build was kept",
+                    where=str(self.checkpoint.folder),
+                    remedy="run the same command again to build from what is there now",
+                )
+        kept: list[dict[int, bytes]] = [{} for _ in self.jobs]
+        work = []
+        for (file, chunk), digest in sorted(claims.digests.items()):
+            path, size = self.jobs[file].path, self.layouts[file].size
+            if path.is_file() and path.stat().st_size == size:
+                work.append((path, chunk * CHUNK, min(CHUNK, size - chunk * CHUNK), (file, chunk, digest)))
+        total = sum(size for _, _, size, _ in work)
         with (
-            (progress or Quiet()).stage("Writing weights", total) as stage,
-            _Background(outputs, stage) as background,
+            self.progress.stage("Checking what an interrupted build wrote", Bytes(total)) as bar,
+            suppress(OSError, EOFError),  # what cannot be read is written again
         ):
-            for output, layout in zip(outputs, layouts, strict=True):
-                background.put(output, layout.header)
-            reader = SharedReader(checkpoint)
-            for group in order:
-                for number, piece in _together(jobs, group, reader):
-                    background.put(outputs[number], piece)
-        return [output.finish() for output in outputs]
-    except BaseException:
-        for output in outputs:
-            output.discard()
-        raise
+            for found, size, (file, chunk, digest) in chunk_digests(work):
+                if found == digest:
+                    kept[file][chunk] = digest
+                    self.resumed += size
+                bar.advance(size)
+        return kept
+
+    def _write(self, outputs: list[Output], journal: Journal | None) -> None:
+        total = sum(layout.size for layout in self.layouts)
+        if self.resumed:
+            self.progress.note(
+                f"resuming an interrupted build: {decimal(self.resumed)} of {decimal(total)} of the weights are "
+                "written and whole"
+            )
+        shards = Shards(self.checkpoint.folder, self.stamps)
+        try:
+            assembly = Assembly(outputs)
+            tensors = self.checkpoint.tensors
+            plan = Plan(self.jobs, self.layouts, self.order, tensors, assembly.wanted)
+            sources = Sources(tensors, shards)
+            with (
+                self.progress.stage("Writing weights", Bytes(total - self.resumed)) as stage,
+                Commits(outputs, journal, shards, stage) as commits,
+            ):
+                for file, layout in enumerate(self.layouts):
+                    if assembly.wanted(file, 0, len(layout.header)):
+                        header = np.frombuffer(layout.header, np.uint8)
+                        commits.write(file, assembly.copy(file, 0, header), assembly)
+                run_units(plan, assembly, sources, Unshared(tensors, shards), commits)
+            shards.check()
+            self.bytes_read, self.buffers = shards.bytes_read, assembly.buffers
+        finally:
+            shards.close()
 
 
-def _together(
-    jobs: Sequence[WeightJob], group: list[tuple[int, str]], reader: SharedReader
-) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-    """The pieces of a group's tensors, the file that is furthest behind first: all read the same experts at
-    about the same time, and each file still gets its own tensors whole and in order."""
-    names: dict[int, list[str]] = {}
-    for number, name in group:
-        names.setdefault(number, []).append(name)
-
-    def pieces(number: int) -> Iterator[tuple[float, np.ndarray[Any, Any]]]:
-        for place, name in enumerate(names[number]):
-            recipe = jobs[number].recipes[name]
-            size, done = max(int(np.prod(recipe.shape)), 1), 0
-            for piece in stream(recipe, reader, _chunk(recipe)):
-                done += piece.size
-                yield (place + done / size) / len(names[number]), piece
-
-    running = {number: pieces(number) for number in names}
-    done = dict.fromkeys(names, 0.0)
-    while running:
-        number = min(running, key=lambda n: done[n])
-        step = next(running[number], None)
-        if step is None:
-            del running[number]
-            continue
-        done[number], piece = step
-        yield number, piece
-
-
-def _chunk(recipe: Recipe) -> int:
-    """Stacks go expert by expert, so that all ranks are at the same expert."""
-    return min(CHUNK, max(nbytes(recipe) // recipe.shape[0], 1)) if len(recipe.shape) == 3 else CHUNK
-
-
-def check_space(jobs: Sequence[WeightJob], layouts: Sequence[FileLayout]) -> None:
-    """UserError where a file system has too little room for the files that go to it."""
+def check_space(
+    jobs: Sequence[WeightJob], layouts: Sequence[FileLayout], kept: Sequence[bool] | None = None
+) -> None:
+    """UserError where a file system has too little room for the files that go to it. ``kept``: the file that is
+    there is gone on with, and what it takes already is not needed again."""
     needed: dict[int, int] = {}
     folder: dict[int, Path] = {}
-    for job, layout in zip(jobs, layouts, strict=True):
+    for number, (job, layout) in enumerate(zip(jobs, layouts, strict=True)):
         device = job.path.parent.stat().st_dev
-        needed[device] = needed.get(device, 0) + layout.size
+        has = min(job.path.stat().st_blocks * 512, layout.size) if kept and kept[number] else 0
+        needed[device] = needed.get(device, 0) + layout.size - has
         folder[device] = job.path.parent
     for device, size in needed.items():
         status = os.statvfs(folder[device])
@@ -123,95 +185,6 @@ def check_space(jobs: Sequence[WeightJob], layouts: Sequence[FileLayout]) -> Non
             raise UserError(what, where=str(folder[device]), remedy=remedy)
 
 
-def _user_error(error: OSError, path: Path) -> UserError:
-    if error.errno in _FULL:
-        what, remedy = f"disk full while writing {path.name}", "free space, or write to another disk with -o"
-    else:
-        what, remedy = f"cannot write {path.name}: {error.strerror}", "choose another output folder with -o"
-    return UserError(what, where=str(path.parent), remedy=remedy)
-
-
-class _Output:
-    """One growing file and its hash."""
-
-    def __init__(self, path: Path, layout: FileLayout) -> None:
-        self.path, self.layout = path, layout
-        self.sha = hashlib.sha256()
-        self.written = 0
-        try:
-            self.file = path.open("wb", buffering=0)
-        except OSError as error:
-            raise _user_error(error, path) from error
-
-    def write(self, data: memoryview) -> None:
-        self.sha.update(data)
-        try:
-            while data:
-                count = self.file.write(data) or 0
-                data, self.written = data[count:], self.written + count
-        except OSError as error:
-            raise _user_error(error, self.path) from error
-
-    def finish(self) -> WrittenWeights:
-        try:
-            os.fsync(self.file.fileno())
-            self.file.close()
-        except OSError as error:
-            raise _user_error(error, self.path) from error
-        if self.written != self.layout.size:
-            raise AssertionError(f"{self.path}: wrote {self.written} bytes of {self.layout.size}")
-        return WrittenWeights(self.layout.entries, self.sha.hexdigest(), self.written)
-
-    def discard(self) -> None:
-        with suppress(OSError):
-            self.file.close()
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)
-
-
-class _Background:
-    """Hashes and writes in threads of their own, while the next piece is read and converted. A file belongs
-    to one thread, so its pieces stay in order."""
-
-    def __init__(self, outputs: Sequence[_Output], stage: Stage) -> None:
-        self._stage = stage
-        self._error: BaseException | None = None
-        count = max(1, min(_WRITERS, os.cpu_count() or 1, len(outputs)))
-        self._queues: list[queue.Queue[tuple[_Output, memoryview] | None]] = [
-            queue.Queue(_QUEUED) for _ in range(count)
-        ]
-        self._owner = {output: self._queues[number % count] for number, output in enumerate(outputs)}
-        self._threads = [
-            threading.Thread(target=self._run, args=(own,), name="mm2c-weights", daemon=True)
-            for own in self._queues
-        ]
-
-    def __enter__(self) -> _Background:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def put(self, output: _Output, data: bytes | np.ndarray[Any, Any]) -> None:
-        if self._error is not None:
-            raise self._error
-        view = memoryview(data) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
-        self._owner[output].put((output, view))
-        self._stage.advance(len(view))
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for own in self._queues:
-            own.put(None)
-        for thread in self._threads:
-            thread.join()
-        if self._error is not None and error is None:
-            raise self._error
-
-    def _run(self, own: queue.Queue[tuple[_Output, memoryview] | None]) -> None:
-        while (item := own.get()) is not None:
-            if self._error is not None:
-                continue  # drain, so that the producer never blocks
-            output, data = item
-            try:
-                output.write(data)
-            except BaseException as error:
-                self._error = error
+def _name(job: WeightJob, journal: Path | None) -> str:
+    """The file's path from the journal's folder: a stage is renamed when it is adopted."""
+    return os.path.relpath(job.path, journal.parent) if journal else job.path.name

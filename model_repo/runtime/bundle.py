@@ -24,7 +24,8 @@ from mm2c_runtime.manifest_file import read_manifest
 from mm2c_runtime.memory import asked_tokens, check_memory, kv_budget
 from mm2c_runtime.page_pool import pool_for
 from mm2c_runtime.requests import parse_request
-from mm2c_runtime.scheduling.scheduler import Scheduler
+from mm2c_runtime.scheduling.groups import Groups
+from mm2c_runtime.selfcheck import checked
 
 Checksums = Literal["none", "sizes", "full"]
 
@@ -52,23 +53,28 @@ class Bundle:
         kv_tokens: int | None = None,
         verify_checksums: Checksums = "full",
         ops: str = "",
+        self_check: str | None = None,
     ) -> Bundle:
         """Checks the bundle and loads it. ``lowering``: "fast" or "portable"; ``threads``: CPU threads of the
         model; both are for ONNX Runtime. ``kv_tokens``: how many tokens, prompts and answers, all running
-        requests may hold together (default ``$MM2C_KV_TOKENS``, else every row full, or what a GPU has room
-        for), a request waits until its prompt and max_tokens fit; ``verify_checksums``: "full" hashes every
-        file that changed since it was last hashed, "sizes" only compares sizes. ``ops`` ("module:class")
-        replaces the kernels of the cuda engine and runs it on the CPU, for tests. Raises BundleError naming what
+        requests may hold together, in equal parts for the attention groups (default ``$MM2C_KV_TOKENS``, else
+        every row full, or what a GPU has room for), a request waits until its prompt and max_tokens fit;
+        ``verify_checksums``: "full" hashes every file that changed since it was last hashed, "sizes" only compares
+        sizes. ``ops`` ("module:class") replaces the kernels of the cuda engine and runs it on the CPU, for tests.
+        ``self_check``: "always", "first"
+        or "never" (default ``$MM2C_SELF_CHECK``, else the first start on a GPU) compares the engine with the bundle's
+        golden vectors before anything is served. Raises BundleError naming what
         is wrong, where, and the remedy: also where weights and KV cache do not fit into the memory that is
         available."""
         folder = Path(folder)
         _check_arguments(threads, verify_checksums)
         manifest = read_manifest(folder)
         _check_servable(folder, manifest, lowering)
-        asked = asked_tokens(kv_tokens, manifest.limits)
-        budget = kv_budget(kv_tokens, manifest.limits)
+        groups = manifest.mapping.attention_dp
+        asked = asked_tokens(kv_tokens, manifest.limits, groups=groups)
+        budget = kv_budget(kv_tokens, manifest.limits, groups=groups)
         if manifest.engine == "onnxruntime":
-            check_memory(folder, manifest, lowering, budget)
+            check_memory(folder, manifest, lowering, groups * budget)
         if verify_checksums == "full":
             check_contents(folder, manifest.files)
         elif verify_checksums == "sizes":
@@ -77,13 +83,14 @@ class Bundle:
         executor = load_executor(
             folder, manifest, lowering=lowering, threads=threads, kv_tokens=asked, ops=ops
         )
+        executor = checked(folder, manifest, executor, self_check, gpu=manifest.engine == "cuda" and not ops)
         limits = executor.limits
-        pool = pool_for(limits, executor.kv, budget)
-        scheduler = Scheduler(pool, prefill_chunk=limits.prefill_chunk)
-        preparer = text(pool.budget)
-        engine = Engine(executor, scheduler, preparer, TokenBytes(preparer.tokenizer))
+        pools = [pool_for(limits, executor.kv, budget) for _ in range(executor.kv.groups)]
+        schedulers = Groups.of(pools, prefill_chunk=limits.prefill_chunk)
+        preparer = text(pools[0].budget)
+        engine = Engine(executor, schedulers, preparer, TokenBytes(preparer.tokenizer))
         runs = lowering if manifest.engine == "onnxruntime" else manifest.engine
-        return cls(folder, manifest, runs, engine, kv_tokens=pool.budget)
+        return cls(folder, manifest, runs, engine, kv_tokens=sum(pool.budget for pool in pools))
 
     @overload
     def generate(

@@ -20,6 +20,7 @@ from mm2c_runtime.generation import Preparer
 from mm2c_runtime.option_values import invalid
 from mm2c_runtime.requests import GenerateRequest
 from mm2c_runtime.scheduling.admission import new_sequence
+from mm2c_runtime.scheduling.groups import Groups
 from mm2c_runtime.scheduling.scheduler import Outcome, Scheduler
 from mm2c_runtime.scheduling.sequence import Sequence
 from mm2c_runtime.step import StepExecutor
@@ -40,7 +41,9 @@ class _Running:
 
 
 class Engine:
-    """``submit`` and ``cancel`` may be called from any thread; events of a request come from the engine
+    """``scheduler``: of the one attention group, or of all that the executor's replica has.
+
+    ``submit`` and ``cancel`` may be called from any thread; events of a request come from the engine
     thread, in order, ending with exactly one ``finish`` or ``error``. ``on_event`` must not block.
 
     Events are dicts: started(id, num_input_tokens, seed) · delta(id, text, reasoning, tool_calls, token_ids,
@@ -51,12 +54,13 @@ class Engine:
     def __init__(
         self,
         executor: StepExecutor,
-        scheduler: Scheduler,
+        scheduler: Scheduler | Groups,
         preparer: Preparer,
         token_bytes: TokenBytes,
     ) -> None:
         self.preparer = preparer
-        self._executor, self._scheduler, self._token_bytes = executor, scheduler, token_bytes
+        self._executor, self._token_bytes = executor, token_bytes
+        self._groups = scheduler if isinstance(scheduler, Groups) else Groups([scheduler])
         self._running: dict[str, _Running] = {}  # engine thread only
         self._statistics = Statistics()
         self._commands: deque[tuple[str, Any]] = deque()
@@ -107,9 +111,8 @@ class Engine:
                 self._changed.notify()
 
     def stats(self) -> dict[str, Any]:
-        """Counters since start; see ``Statistics.report``."""
-        report = self._statistics.report()
-        return {**report, "running": self._scheduler.running, "waiting": self._scheduler.waiting}
+        """Counters since start, and who is here now; see ``Statistics.report`` and ``Groups.report``."""
+        return {**self._statistics.report(), **self._groups.report()}
 
     @property
     def alive(self) -> bool:
@@ -174,42 +177,44 @@ class Engine:
         tokens, seed = len(sequence.prompt), sequence.sampling.seed
         self._running[sequence.id] = running
         log.info("request %s: %d prompt tokens, seed %d", sequence.id, tokens, seed)
-        self._scheduler.add(sequence)
+        self._groups.add(sequence)
         self._send(running, {"type": "started", "id": sequence.id, "num_input_tokens": tokens, "seed": seed})
 
     def _expire(self) -> None:
-        for sequence in self._scheduler.expired(time.monotonic()):
+        for sequence in self._groups.expired(time.monotonic()):
             running = self._running[sequence.id]
             limit, done = running.answer.generation.timeout, running.answer.num_tokens
             self._error(running, "CANCELLED", f"the timeout of {limit:g} s ran out after {done} tokens")
 
     def _step(self) -> None:
         began = time.perf_counter()
-        batch = self._scheduler.next_batch()
+        batches = self._groups.next_batches()
         planned = time.perf_counter()
-        if batch is None:
+        some = [batch for batch in batches if batch is not None]
+        if not some:
             return
         try:
-            result = self._executor.step(batch)
+            results = self._groups.run(self._executor, batches)
         except (ConnectionError, EOFError) as error:
             log.exception("the executor is gone")
-            self._scheduler.fail("the executor is gone")
+            self._groups.fail("the executor is gone")
             self._refuse(f"the executor is gone: {error or type(error).__name__}")
             self._fail_all(self._refusal or "")
             return
         except Exception as error:
-            log.exception("step %d (%s, %d rows) failed", batch.step_id, batch.kind, len(batch.rows))
+            for batch in some:
+                log.exception("step %d (%s, %d rows) failed", batch.step_id, batch.kind, len(batch.rows))
             reason = error.message if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
-            outcomes = self._scheduler.fail(f"the step failed: {reason}")
+            outcomes = self._groups.fail(f"the step failed: {reason}")
             ran = time.perf_counter()
         else:
             ran = time.perf_counter()
-            outcomes = self._scheduler.apply(result)
+            outcomes = self._groups.apply(results)
         applied = time.perf_counter()
         for outcome in outcomes:
             self._guard(self._running[outcome.sequence.id], partial(self._take, outcome))
         self._statistics.add(
-            batch,
+            some,
             forward=getattr(self._executor, "forward_seconds", None),
             execute=ran - planned,
             schedule=(planned - began) + (applied - ran),
@@ -267,7 +272,7 @@ class Engine:
         with self._changed:
             self._ids.discard(running.sequence.id)
             self._changed.notify_all()
-        self._scheduler.remove(running.sequence)
+        self._groups.remove(running.sequence)
 
     def _send(self, running: _Running, event: Event) -> None:
         try:

@@ -80,11 +80,14 @@ class Collective(_Frozen):
 
 
 class Segment(_Frozen):
-    """One ONNX file. ``inputs``/``outputs`` are graph value names in order; weights are external data."""
+    """One ONNX file. ``inputs``/``outputs`` are graph value names in order; weights are external data.
+
+    ``tensors`` names them where the bundle has no weights files: they are then given to the session."""
 
     file: str
     inputs: list[str]
     outputs: list[str]
+    tensors: list[str] = []
 
 
 class KvSpec(_Frozen):
@@ -135,13 +138,15 @@ class CudaRank(_Frozen):
 
 class CudaProgram(_Frozen):
     """Rank programs that the plugin library runs. ``library`` and ``host`` are paths in the bundle; ``version``
-    and ``abi`` are the library's own."""
+    and ``abi`` are the library's own. ``head``: whether the programs gather their logits, or leave each rank its
+    own part of the vocabulary, of which the runtime gathers the best tokens."""
 
     ranks: list[CudaRank]
     library: str
     host: str
     version: str
     abi: int
+    head: Literal["gather", "candidates"] = "gather"
 
 
 class CheckpointInfo(_Frozen):
@@ -150,6 +155,7 @@ class CheckpointInfo(_Frozen):
     identity: str  # sha256 over config.json, the index and every tensor's header
     format: Literal["fp8", "bf16", "mixed"]
     content: str = ""  # key of the data itself, samples of it where it is large: a fine-tune has another
+    folder: str = ""  # where it lay at the build; a hub id says only what it is
 
 
 class FileEntry(_Frozen):
@@ -173,6 +179,9 @@ class Manifest(_Frozen):
     logits: Literal["last", "all"]
     weights: Literal["copy", "checkpoint"] = (
         "copy"  # "checkpoint": every start reads the ranks' tensors from there
+    )
+    weight_format: Literal["stored", "fp8", "bf16"] = (
+        "stored"  # of the linears: as the checkpoint has them, block-quantised, or dequantised
     )
     checkpoint: CheckpointInfo | None  # None: built from config.json alone, cannot be served
     lowerings: dict[str, Lowering]  # of ONNX Runtime: "fast" and "portable"; empty for other engines

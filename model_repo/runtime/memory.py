@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.weights.recipe_file import bytes_of, recipes_path
 
 if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
     from mm2c_runtime.manifest import KvSpec, Limits, Lowering, Manifest
@@ -20,8 +21,8 @@ _ITEMSIZE = {"f32": 4, "bf16": 2, "fp8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes of a lowering's ranks together. ``copies``: cache outputs of a program that cannot write its
-    cache in place; they do not shrink with the budget."""
+    """Bytes of a lowering's ranks together. ``copies``: cache outputs of a program that cannot write its cache in
+    place; they do not shrink with the budget. ``per_token``: of the one attention group that holds the token."""
 
     weights: int
     copies: int
@@ -33,10 +34,10 @@ class Needs:
 
 
 def asked_tokens(
-    asked: int | None, limits: Limits, environment: Mapping[str, str] = os.environ
+    asked: int | None, limits: Limits, environment: Mapping[str, str] = os.environ, *, groups: int = 1
 ) -> int | None:
-    """Tokens that all rows may hold together: ``asked``, else ``$MM2C_KV_TOKENS``, at most every row full; None where
-    neither says.
+    """Tokens that the rows of an attention group may hold together: an equal part, rounded up, of ``asked``, else of
+    ``$MM2C_KV_TOKENS``, which are for all ``groups``; at most every row full. None where neither says.
 
     Raises BundleError where that is no number of at least 1.
     """
@@ -50,29 +51,33 @@ def asked_tokens(
         raise BundleError(
             f"the KV budget is {text!r}, not a whole number of tokens of at least 1",
             where=where,
-            remedy=f"this bundle's rows hold at most {most} tokens together; without {where} that is the budget",
+            remedy=f"this bundle's rows hold at most {groups * most} tokens together; without {where} that is the "
+            "budget",
         )
-    return min(int(text), most)
+    return min(-(-int(text) // groups), most)
 
 
-def kv_budget(asked: int | None, limits: Limits, environment: Mapping[str, str] = os.environ) -> int:
+def kv_budget(
+    asked: int | None, limits: Limits, environment: Mapping[str, str] = os.environ, *, groups: int = 1
+) -> int:
     """The same, every row full where nobody says. Raises BundleError."""
-    tokens = asked_tokens(asked, limits, environment)
+    tokens = asked_tokens(asked, limits, environment, groups=groups)
     return limits.max_rows * limits.context if tokens is None else tokens
 
 
 def check_memory(folder: Path, manifest: Manifest, lowering: str, tokens: int) -> None:
-    """Raises BundleError, with the figures, where weights and a cache of ``tokens`` tokens do not fit."""
+    """Raises BundleError, with the figures, where weights and caches of ``tokens`` tokens in all do not fit."""
     available = available_bytes()
     needs = needed(folder, manifest, manifest.lowerings[lowering])
     if available is None or needs.total(tokens) <= available:
         return
-    limits = manifest.limits
+    limits, rows = manifest.limits, manifest.limits.max_rows * manifest.mapping.attention_dp
     parts = [f"{_gib(needs.weights)} for the weights"]
     if needs.copies:
         parts.append(f"{_gib(needs.copies)} because the lowering {lowering!r} copies its cache")
     parts.append(f"{_gib(tokens * needs.per_token)} for {tokens} tokens of KV cache")
     fitting = (available - needs.total(0)) // needs.per_token if needs.per_token else 0
+    fitting -= fitting % manifest.mapping.attention_dp  # the groups get equal parts
     if fitting >= 1:
         remedy = (
             f"serve with kv_tokens={fitting} or less ({VARIABLE}={fitting}), "
@@ -84,18 +89,16 @@ def check_memory(folder: Path, manifest: Manifest, lowering: str, tokens: int) -
         remedy = f"serve on a machine with more than {_gib(needs.weights)} of free memory"
     raise BundleError(
         f"the bundle needs {_gib(needs.total(tokens))} of memory and {_gib(available)} are available: "
-        f"{', '.join(parts)} (built for {limits.max_rows} rows of {limits.context} tokens)",
+        f"{', '.join(parts)} (built for {rows} rows of {limits.context} tokens)",
         where=str(folder),
         remedy=remedy,
     )
 
 
 def needed(folder: Path, manifest: Manifest, lowering: Lowering) -> Needs:
-    """What the ranks of one process take: weights as in their files, the cache by token."""
+    """What the ranks of one process take: weights as in their files, or as these would be, the cache by token."""
     files = {rank.weights for rank in lowering.ranks}
-    weights = sum(
-        manifest.files[name].bytes if name in manifest.files else _size(folder / name) for name in files
-    )
+    weights = sum(weight_bytes(folder, manifest, name) for name in files)
     copies = 0
     if not lowering.in_place:
         positions = manifest.limits.max_rows * manifest.limits.context
@@ -103,7 +106,8 @@ def needed(folder: Path, manifest: Manifest, lowering: Lowering) -> Needs:
             for segment in rank.segments:  # the next segment uses the same memory again
                 outputs = sum("_cache_out." in name for name in segment.outputs)
                 copies = max(copies, outputs * positions * _side(rank.kv))
-    return Needs(weights, copies, sum(2 * rank.kv.layers * _side(rank.kv) for rank in lowering.ranks))
+    one_group = lowering.ranks[: len(lowering.ranks) // manifest.mapping.attention_dp]
+    return Needs(weights, copies, sum(2 * rank.kv.layers * _side(rank.kv) for rank in one_group))
 
 
 def available_bytes() -> int | None:
@@ -141,8 +145,13 @@ def _side(kv: KvSpec) -> int:
     return kv.kv_heads * kv.head_dim * _ITEMSIZE[kv.dtype]
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+def weight_bytes(folder: Path, manifest: Manifest, name: str) -> int:
+    """Of the weights file ``name``, or of the tensors that every start makes in its place; 0 where nothing says."""
+    if manifest.weights == "checkpoint":
+        return bytes_of(folder / name) if recipes_path(folder / name).is_file() else 0
+    if name in manifest.files:
+        return manifest.files[name].bytes
+    return (folder / name).stat().st_size if (folder / name).is_file() else 0
 
 
 def _gib(size: int) -> str:

@@ -3,6 +3,7 @@ for masks that are not there yet)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Union
@@ -96,13 +97,19 @@ class RowResult:
 
 @dataclass(slots=True)
 class StepResult:
+    """``failure``: why this attention group's part of a joint step failed as a whole, while the others' went on; it has
+    no rows then."""
+
     step_id: int
     rows: list[RowResult]
+    failure: str = ""
 
 
 class StepExecutor(Protocol):
-    """Runs steps (``mm2c_runtime.executors.base``). ConnectionError or EOFError from ``step`` means that a
-    rank is gone; any other exception is the fault of that step alone."""
+    """Runs steps (``mm2c_runtime.executors.base``). ConnectionError or EOFError means that a rank is gone; any other
+    exception is the fault of that step alone. ``steps``, where there are several attention groups: one batch for
+    each, None where it has nothing to do."""
 
     def step(self, batch: StepBatch) -> StepResult: ...
+    def steps(self, batches: Sequence[StepBatch | None]) -> list[StepResult | None]: ...
     def close(self) -> None: ...

@@ -14,7 +14,16 @@ from sizes import M2, Slice, activations
 from mm2c_plugins.host import Library
 
 SIZE = Slice(
-    layers=1, hidden=192, heads=4, kv_heads=2, experts=12, top_k=3, intermediate=64, vocab=300, block=64
+    layers=1,
+    hidden=192,
+    heads=4,
+    kv_heads=2,
+    experts=12,
+    top_k=3,
+    intermediate=64,
+    vocab=300,
+    block=64,
+    inner_block=64,
 )
 LIMIT = 8e-3
 ROWS = {
@@ -44,7 +53,7 @@ def check_small(report: Report, library: Library) -> None:
         x, logits, bias, *weights = call.inputs
         mix, ids = ref.routing(logits, bias, SIZE.top_k)
         (found,) = Operator(library, call.name, call.attributes, call.inputs).poisoned()
-        expected = ref.experts(x, mix, ids, *weights, SIZE.block)
+        expected = ref.experts(x, mix, ids, *weights, SIZE.sides)
         report.check("kernels", f"small: moe T={tokens}", ref.error(found, expected), LIMIT)
     check_attention(report, library, ROWS, SIZE)
     check_sampling(report, library, vocab=5000, counts=(6,))

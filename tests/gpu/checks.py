@@ -63,10 +63,10 @@ def check_moe(report: Report, library: Library) -> None:
             call = moe(experts, tokens, size)
             x, logits, bias, *weights = call.inputs
             mix, ids = ref.routing(logits, bias, size.top_k)
-            expected = ref.experts(x, mix, ids, *weights, size.block)
+            expected = ref.experts(x, mix, ids, *weights, size.sides)
             for tactic in (0, *tactics(library, call.name, call.attributes, call.inputs)):
                 (found,) = Operator(library, call.name, call.attributes, call.inputs, tactic).poisoned()
-                name = f"moe I={size.intermediate} block={size.block} T={tokens} tactic {tactic}"
+                name = f"moe I={size.intermediate} blocks={size.sides} T={tokens} tactic {tactic}"
                 report.check("kernels", name, ref.error(found, expected), BF16)
     _check_one_expert(report, library)
 
@@ -81,7 +81,7 @@ def _check_one_expert(report: Report, library: Library) -> None:
         x, logits, bias, *weights = call.inputs
         mix, ids = ref.routing(logits, bias, M2.top_k)
         (found,) = Operator(library, call.name, call.attributes, call.inputs).poisoned()
-        expected = ref.experts(x, mix, ids, *weights, M2.block)
+        expected = ref.experts(x, mix, ids, *weights, M2.sides)
         report.check("kernels", f"moe, all tokens on 8 experts, T={tokens}", ref.error(found, expected), BF16)
         attributes = {name: value for name, value in call.attributes.items() if name != "top_k"}
         for first in (0, 4, 128):
@@ -94,7 +94,7 @@ def _check_one_expert(report: Report, library: Library) -> None:
                 report.check("kernels", f"experts from {first} on, T={tokens}", float(found.abs().max()), 0.0)
                 continue
             mixed = torch.where(own >= 0, mix, 0.0)
-            expected = ref.experts(x, mixed, own.clamp_min(0), *part, M2.block)
+            expected = ref.experts(x, mixed, own.clamp_min(0), *part, M2.sides)
             report.check("kernels", f"experts from {first} on, T={tokens}", ref.error(found, expected), BF16)
 
 

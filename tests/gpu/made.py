@@ -41,9 +41,9 @@ class Experts:
 
     @classmethod
     def random(cls, size: Slice = M2) -> Experts:
-        stacked = {"stack": size.experts, "block": size.block}
-        w13, s13 = fp8_weight(2 * size.intermediate, size.hidden, parts=2, **stacked)
-        w2, s2 = fp8_weight(size.hidden, size.intermediate, **stacked)
+        experts, hidden, inner = size.experts, size.hidden, size.intermediate
+        w13, s13 = fp8_weight(2 * inner, hidden, stack=experts, parts=2, sides=size.sides)
+        w2, s2 = fp8_weight(hidden, inner, stack=experts, sides=size.sides[::-1])
         return cls(w13, s13, w2, s2, torch.randn(size.experts, device=DEVICE) * 0.1)
 
 
@@ -52,7 +52,8 @@ def moe(experts: Experts, tokens: int, size: Slice = M2) -> Call:
     x = activations(tokens, size.hidden)
     logits = torch.randn(tokens, size.experts, device=DEVICE)
     chosen = distinct(logits, experts.bias, size.top_k)
-    attributes = {"top_k": size.top_k, "first_expert": 0, "block_n": size.block, "block_k": size.block}
+    blocks = {"block_n": size.inner_block, "block_k": size.block}
+    attributes = {"top_k": size.top_k, "first_expert": 0, **blocks}
     inputs = [x, logits, experts.bias, experts.w13, experts.s13, experts.w2, experts.s2]
     return Call("M2MoeFp8", attributes, inputs, chosen * size.expert_bytes)
 
@@ -120,5 +121,5 @@ class Rows:
 
 
 def narrow(size: Slice = M2) -> Slice:
-    """The same with 64-wide scale blocks of the inner width, as at tp 8."""
-    return replace(size, intermediate=192, block=64)
+    """The same at tp 8: 192 of the inner width, and scale blocks of 64 along it (w13's 64 × 128, w2's 128 × 64)."""
+    return replace(size, intermediate=192, inner_block=64)

@@ -22,16 +22,16 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float(difference.norm() / expected.double().norm().clamp_min(1e-30))
 
 
-def dequantized(weight: Tensor, scale: Tensor, block: int, parts: int = 1) -> Tensor:
-    """e4m3[N, K] and f32[parts·⌈N/parts/block⌉, ⌈K/block⌉] → f32[N, K]."""
+def dequantized(weight: Tensor, scale: Tensor, sides: tuple[int, int], parts: int = 1) -> Tensor:
+    """e4m3[N, K] and f32[parts·⌈N/parts/n⌉, ⌈K/k⌉] of blocks of sides (n, k) → f32[N, K]."""
     rows, columns = weight.shape
-    grid = scale.repeat_interleave(block, 1)[:, :columns]
-    each = [part.repeat_interleave(block, 0)[: rows // parts] for part in grid.chunk(parts)]
+    grid = scale.repeat_interleave(sides[1], 1)[:, :columns]
+    each = [part.repeat_interleave(sides[0], 0)[: rows // parts] for part in grid.chunk(parts)]
     return weight.float() * torch.cat(each)
 
 
 def fp8_linear(x: Tensor, weight: Tensor, scale: Tensor, block: int) -> Tensor:
-    return x.double() @ dequantized(weight, scale, block).double().T
+    return x.double() @ dequantized(weight, scale, (block, block)).double().T
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -49,14 +49,15 @@ def routing(logits: Tensor, bias: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 def experts(x: Tensor, weights: Tensor, ids: Tensor, w13: Tensor, s13: Tensor, w2: Tensor, s2: Tensor,
-            block: int) -> Tensor:  # fmt: skip
-    """f32[T, C]: every chosen expert's SwiGLU in float32, its inner activations rounded to bf16 as stored."""
+            sides: tuple[int, int]) -> Tensor:  # fmt: skip
+    """f32[T, C]: every chosen expert's SwiGLU in float32, its inner activations rounded to bf16 as stored. ``sides``
+    are those of w13's scale blocks; w2's are the same turned."""
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in ids.unique().tolist():
         token, slot = torch.where(ids == expert)
-        gate, up = (x[token].float() @ dequantized(w13[expert], s13[expert], block, parts=2).T).chunk(2, -1)
+        gate, up = (x[token].float() @ dequantized(w13[expert], s13[expert], sides, parts=2).T).chunk(2, -1)
         inner = (torch.nn.functional.silu(gate) * up).to(torch.bfloat16).float()
-        y = inner @ dequantized(w2[expert], s2[expert], block).T
+        y = inner @ dequantized(w2[expert], s2[expert], sides[::-1]).T
         out.index_add_(0, token, y * weights[token, slot, None].float())
     return out
 

@@ -27,7 +27,8 @@ class Slice:
     vocab: int = 50016  # 200064 / 4
     q_total: int = 6144
     k_total: int = 1024
-    block: int = 128
+    block: int = 128  # side of a scale block along the hidden width, and of attention's both sides
+    inner_block: int = 128  # along the experts' intermediate width
     eps: float = 1e-6
 
     @property
@@ -39,10 +40,15 @@ class Slice:
         return self.kv_heads * self.head_dim
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Of w13's scale blocks; w2's are the same turned."""
+        return self.inner_block, self.block
+
+    @property
     def expert_bytes(self) -> int:
         """Of one expert's three matrices, scales included."""
         elements = 3 * self.hidden * self.intermediate
-        return elements + 4 * elements // self.block**2
+        return elements + 4 * elements // (self.block * self.inner_block)
 
     @property
     def attention_bytes(self) -> int:
@@ -79,11 +85,16 @@ def scales(*shape: int, width: int) -> torch.Tensor:
 
 
 def fp8_weight(
-    rows: int, columns: int, *, stack: int = 0, parts: int = 1, block: int = M2.block
+    rows: int,
+    columns: int,
+    *,
+    stack: int = 0,
+    parts: int = 1,
+    sides: tuple[int, int] = (M2.block, M2.block),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """e4m3[(stack,) rows, columns] and its scales; rows in ``parts`` parts with blocks of their own."""
     lead = (stack,) if stack else ()
-    blocks = (*lead, parts * -(-rows // parts // block), -(-columns // block))
+    blocks = (*lead, parts * -(-rows // parts // sides[0]), -(-columns // sides[1]))
     return e4m3(*lead, rows, columns), scales(*blocks, width=columns)
 
 

@@ -55,6 +55,10 @@ def load(folder: Path, *, ops: Any = None, device: str = "cuda:0", **options: An
     """The executor of a bundle whose manifest is read as plain values: pydantic need not be here."""
     text = (folder / "manifest.json").read_text(encoding="utf-8")
     manifest = json.loads(text, object_hook=lambda value: SimpleNamespace(**value))
+    mapping = manifest.mapping  # with what the manifest's own class derives
+    mapping.attention_dp = max(mapping.ep // mapping.tp, 1)
+    mapping.ranks = mapping.tp * mapping.attention_dp
+    mapping.replicas = mapping.dp // mapping.attention_dp
     return CudaExecutor(folder, manifest, ops=ops, device=device, **options)  # type: ignore[arg-type]
 
 

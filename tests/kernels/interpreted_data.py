@@ -20,12 +20,12 @@ class Random:
 
 
 def quantized(
-    random: Random, *shape: int, parts: int = 1, side: int = 128
+    random: Random, *shape: int, parts: int = 1, sides: tuple[int, int] = (128, 128)
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """e4m3 weights [.., N, K] and the scales of their side × side blocks, such that values are about 1/√K."""
+    """e4m3 weights [.., N, K] and the scales of their blocks of ``sides``, such that values are about 1/√K."""
     *lead, n, k = shape
     weight = random(*shape, scale=64, dtype=E4M3)
-    blocks = (*lead, parts * math.ceil(n / parts / side), math.ceil(k / side))
+    blocks = (*lead, parts * math.ceil(n / parts / sides[0]), math.ceil(k / sides[1]))
     return weight, random(*blocks, dtype=F32).abs().clamp(0.3, 3) / (64 * math.sqrt(k))
 
 

@@ -19,7 +19,10 @@ from mm2c_plugins.kernels.moe_small_gate_up import moe_small_gate_up
 
 @dataclass(frozen=True)
 class Experts:
-    """Weights of E local experts from ``first`` on, and of tokens: x bf16[T, C]. w13 and w2 are e4m3 or bf16."""
+    """Weights of E local experts from ``first`` on, and of tokens: x bf16[T, C]. w13 and w2 are e4m3 or bf16.
+
+    A scale serves block_n × block_k numbers of w13, and block_k × block_n of w2.
+    """
 
     x: Tensor
     w13: Tensor
@@ -39,7 +42,7 @@ class Experts:
             return self.w13.float(), self.w2.float()
         return (
             dequantize_reference(self.w13, self.w13_scale, self.block_n, self.block_k, parts=2),
-            dequantize_reference(self.w2, self.w2_scale, self.block_n, self.block_k),
+            dequantize_reference(self.w2, self.w2_scale, self.block_k, self.block_n),
         )
 
 
@@ -54,18 +57,15 @@ def make_experts(
     fp8: bool = True,
 ) -> Experts:
     """Weights of all e4m3 codes but NaN (zeros of both signs, subnormals, ±448), with scales of about 1/1000."""
-    block_n, block_k = block
     x = torch.randn(tokens, c).to(torch.bfloat16)
     shapes = (experts, 2 * i, c), (experts, c, i)
-    scales = [
-        torch.rand(experts, parts * math.ceil(n / parts / block_n), math.ceil(k / block_k)) * 2e-3 + 1e-4
-        for parts, (_, n, k) in zip((2, 1), shapes, strict=True)
-    ]
+    inner, width = math.ceil(i / block[0]), math.ceil(c / block[1])
+    scales = [torch.rand(experts, *grid) * 2e-3 + 1e-4 for grid in ((2 * inner, width), (width, inner))]
     if fp8:
         w13, w2 = (all_codes(shape) for shape in shapes)
     else:
         w13, w2 = ((torch.randn(shape) * 0.1).to(torch.bfloat16) for shape in shapes)
-    return Experts(x, w13, scales[0], w2, scales[1], first, block_n, block_k)
+    return Experts(x, w13, scales[0], w2, scales[1], first, *block)
 
 
 def all_codes(shape: tuple[int, ...]) -> Tensor:
@@ -133,8 +133,8 @@ def down(
         c,
         i,
         weights.shape[1],
-        e.block_n,
         e.block_k,
+        e.block_n,
         **_constants(e, u8, BM=bm, BN=bn, BK=bk),
     )
     return y
@@ -211,8 +211,8 @@ def small_down(
         k,
         e.first,
         len(e.w13),
-        e.block_n,
         e.block_k,
+        e.block_n,
         **_constants(e, u8, BN=bn, BK=bk),
     )
     return out

@@ -25,6 +25,7 @@ from mm2c.dialect import (
     paged_attention,
     qk_sum_squares,
 )
+from mm2c.dialect.blocks import dequantize_reference
 from mm2c_plugins.host import Library, PluginError
 from mm2c_plugins.host.library import BUILD, NAME
 from mm2c_runtime.sampling.draw import draw
@@ -218,19 +219,44 @@ def test_experts_of_one_rank(make: MakeRun, random: Random, tokens: int, path: s
     assert path in run.interpreter.kernels
 
 
-@pytest.mark.parametrize("tokens", [2, 9])
-def test_scale_blocks_of_64(make: MakeRun, random: Random, tokens: int) -> None:
-    """What an eighth of the released model's experts needs: 192 is no multiple of 128."""
-    blocks = {"block_n": 64, "block_k": 64}
-    experts = (*quantized(random, 4, 384, 128, parts=2, side=64), *quantized(random, 4, 128, 192, side=64))
-    x = random(tokens, 128)
+@pytest.mark.parametrize(
+    ("sm", "tokens", "path", "block_n", "block_k"),
+    [
+        (90, 2, SMALL, 64, 64),
+        (90, 9, PLANNED, 64, 64),
+        (90, 2, SMALL, 64, 128),
+        (90, 9, PLANNED, 64, 128),
+        (90, 66, LARGE, 64, 128),
+        (80, 9, PLANNED, 64, 128),
+        (90, 2, SMALL, 128, 64),
+        (90, 9, PLANNED, 128, 64),
+    ],
+)
+def test_experts_with_divided_blocks(
+    make: MakeRun, random: Random, sm: int, tokens: int, path: str, block_n: int, block_k: int
+) -> None:
+    """An eighth of the released experts, 192 wide, has blocks of 64 along its width alone: w13's are 64 × 128, and
+    w2's 128 × 64."""
+    upper = quantized(random, 4, 384, 256, parts=2, sides=(block_n, block_k))
+    lower = quantized(random, 4, 256, 192, sides=(block_k, block_n))
+    x = random(tokens, 256)
     weights, ids = moe_routing.reference(random(tokens, 4, dtype=F32), torch.zeros(4), 2)
-    (y,) = make("M2MoeExpertsFp8", first_expert=0, **blocks)(x, weights, ids, *experts)
-    close(y, moe_experts_fp8.reference(x.float(), weights, ids, *experts, 0, 64, 64), 2e-2)
-    weight, scale = quantized(random, 80, 192, side=64)
-    x = random(tokens, 192)
-    (y,) = make("M2Fp8Linear", **blocks)(x, weight, scale)
-    close(y, fp8_linear.reference(x.float(), weight, scale, 64, 64))
+    run = make("M2MoeExpertsFp8", sm, first_expert=0, block_n=block_n, block_k=block_k)
+    (y,) = run(x, weights, ids, *upper, *lower)
+    w13 = dequantize_reference(*upper, block_n, block_k, parts=2)
+    w2 = dequantize_reference(*lower, block_k, block_n)
+    close(y, moe_experts_bf16.reference(x.float(), weights, ids, w13, w2, 0), 2e-2)
+    scaled = (*upper, *lower, 0, block_n, block_k)
+    close(y, moe_experts_fp8.reference(x.float(), weights, ids, *scaled), 2e-2)
+    assert path in run.interpreter.kernels
+
+
+@pytest.mark.parametrize("sides", [(64, 64), (64, 128), (128, 64)])
+def test_fp8_linear_with_divided_blocks(make: MakeRun, random: Random, sides: tuple[int, int]) -> None:
+    weight, scale = quantized(random, 80, 192, sides=sides)
+    x = random(9, 192)
+    (y,) = make("M2Fp8Linear", block_n=sides[0], block_k=sides[1])(x, weight, scale)
+    close(y, fp8_linear.reference(x.float(), weight, scale, *sides))
 
 
 @pytest.mark.parametrize("tokens", [2, 9])

@@ -37,7 +37,13 @@ def both_ways(e: moe.Experts, weights: Tensor, ids: Tensor) -> list[Tensor]:
     ]
 
 
-WIDTHS = [(192, 192, (64, 64)), (128, 384, (128, 128)), (256, 64, (64, 128)), (128, 192, (128, 64))]
+WIDTHS = [
+    (192, 192, (64, 64)),
+    (128, 384, (128, 128)),
+    (256, 64, (64, 128)),
+    (128, 192, (64, 128)),
+    (192, 128, (128, 64)),
+]
 
 
 @pytest.mark.parametrize(("c", "i", "block"), WIDTHS)

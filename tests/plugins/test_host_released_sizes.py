@@ -1,6 +1,6 @@
 """Launches at the released model's widths, whole and on one of two, four or eight ranks, recorded on every device.
 
-An eighth of the experts' width is no multiple of 128: their scales are then repeated for blocks of 64.
+An eighth of the experts' width, 192, is no multiple of 128: their scales then serve 64 numbers along that width.
 """
 
 from __future__ import annotations
@@ -63,6 +63,16 @@ def test_linears(recorder: Recorder, sm: int, ranks: int) -> None:
         assert launched(recorder, "M2AddRmsNorm", {"eps": 1e-6}, [row, row, bf16(HIDDEN)], [row, row])
 
 
+def blocks(recorder: Recorder) -> dict[str, tuple[int | float, int | float]]:
+    """The sides of scale blocks that each product was launched with, whatever its steps: they divide the blocks."""
+    found = {}
+    for number, launch in enumerate(recorder.launches):
+        values = recorder.values(number)
+        if "block_n" in values:
+            found[launch.kernel.rpartition("_")[2]] = values["block_n"], values["block_k"]
+    return found
+
+
 @pytest.mark.parametrize("split", ["width", "experts"])
 def test_experts(recorder: Recorder, sm: int, ranks: int, split: str) -> None:
     """Each rank a part of every expert's width, or some experts whole."""
@@ -70,12 +80,12 @@ def test_experts(recorder: Recorder, sm: int, ranks: int, split: str) -> None:
     width = INTERMEDIATE // ranks if split == "width" else INTERMEDIATE
     local = EXPERTS if split == "width" else EXPERTS // ranks
     side = 128 if width % 128 == 0 else 64
-    block = {"block_n": side, "block_k": side}
+    block = {"block_n": side, "block_k": 128}
     fp8 = [
         e4m3(local, 2 * width, HIDDEN),
-        f32(local, 2 * width // side, HIDDEN // side),
+        f32(local, 2 * width // side, HIDDEN // 128),
         e4m3(local, HIDDEN, width),
-        f32(local, HIDDEN // side, width // side),
+        f32(local, HIDDEN // 128, width // side),
     ]
     dense = [bf16(local, 2 * width, HIDDEN), bf16(local, HIDDEN, width)]
     first = {"first_expert": EXPERTS - local, "top_k": TOP_K}
@@ -83,6 +93,7 @@ def test_experts(recorder: Recorder, sm: int, ranks: int, split: str) -> None:
         head = [bf16(tokens, HIDDEN), f32(tokens, EXPERTS), f32(EXPERTS)]
         kernels = launched(recorder, "M2MoeFp8", {**first, **block}, [*head, *fp8], head[:1])
         assert kernels[-1] in ("moe_combine", "moe_small_down")
+        assert blocks(recorder) == {"up": (side, 128), "down": (128, side)}
         assert launched(recorder, "M2MoeBf16", first, [*head, *dense], head[:1])[-1] == kernels[-1]
 
 

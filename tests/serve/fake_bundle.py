@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from mm2c_runtime.manifest import FORMAT
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("minimax_m2", "minimax_m2_unary", "minimax_m2_parse", "mm_gate")
 
@@ -28,7 +30,7 @@ def _manifest() -> dict[str, object]:
     }  # fmt: skip
     checkpoint = {"source": "none", "revision": None, "identity": "0", "format": "fp8"}
     return {
-        "format": 2,
+        "format": FORMAT,
         "mm2c_version": "0.1.0",
         "build_key": "0",
         "engine": "onnxruntime",

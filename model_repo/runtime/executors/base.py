@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
 
 @dataclass(frozen=True, slots=True)
 class KvFacts:
-    """The KV cache of all ranks together: rows of up to ``context`` tokens, ``bytes_per_token`` each.
+    """The KV cache of an attention group, all its ranks together: rows of up to ``context`` tokens,
+    ``bytes_per_token`` each. There are ``groups`` of the same size.
 
     ``rows`` counts physical rows. It is one more than ``Limits.max_rows``: the spare row lets
     ``mm2c_runtime.kv.RowPool`` exchange two rows by copies. ``page`` 0: the rows are linear, and memory is
@@ -29,6 +31,7 @@ class KvFacts:
     bytes_per_token: int
     page: int = 0
     pages: int = 0
+    groups: int = 1
 
 
 class Executor(Protocol):
@@ -50,6 +53,14 @@ class Executor(Protocol):
         """``forward``, then a token for every row with ``sample``. What concerns one row only (non-finite
         logits, a mask that allows nothing) is that row's ``error``. A failure of the model itself raises
         RequestError("INTERNAL") and leaves the rows as undefined as if they had been released."""
+
+    def forwards(self, batches: Sequence[StepBatch | None]) -> list[NDArray[np.float32] | None]:
+        """``forward`` of all attention groups together, by group; None for one without a batch."""
+
+    def steps(self, batches: Sequence[StepBatch | None]) -> list[StepResult | None]:
+        """``step`` of all attention groups together, by group. What concerns one group only (a batch against the
+        protocol, a fault of its sampler) is that result's ``failure``. ``step`` and ``forward`` are for executors
+        of one group, and of the first where there are more."""
 
     def close(self) -> None:
         """Free weights and cache. Safe to call twice; nothing else may be called afterwards."""

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mm2c_runtime.step import StepBatch
 
 if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
     from mm2c_runtime.manifest import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What the attention groups of a joint step must agree on. ``tokens``: of the group with most of them, padding
+    included. ``decode``: no group prefills."""
+
+    tokens: int
+    decode: bool
+
+
+def together(batches: Sequence[StepBatch | None], limits: Limits) -> Together:
+    """Of batches that are not checked yet: one that will be refused counts for no more than a full one."""
+    some = [batch for batch in batches if batch is not None and batch.rows]
+    decode = all(batch.kind == "decode" for batch in some)
+    most = limits.max_rows if decode else max(limits.prefill_chunk, limits.max_rows)
+    sizes = [len(batch.rows) * max(len(row.tokens) for row in batch.rows) for batch in some]
+    return Together(max(1, min(most, max(sizes, default=1))), decode)
 
 
 def check_batch(batch: StepBatch, limits: Limits) -> int:

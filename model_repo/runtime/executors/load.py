@@ -59,7 +59,10 @@ def _cuda(folder: Path, manifest: Manifest, kv_tokens: int | None, ops: str) -> 
 
         devices = [REFERENCE_DEVICE] * ranks if ops else [f"cuda:{rank}" for rank in range(ranks)]
         backend = "gloo" if ops else "nccl"
-        return RankedExecutor(folder, devices=devices, backend=backend, kv_tokens=kv_tokens, ops=ops)
+        groups = manifest.mapping.attention_dp
+        return RankedExecutor(
+            folder, devices=devices, groups=groups, backend=backend, kv_tokens=kv_tokens, ops=ops
+        )
     from mm2c_runtime.executors.cuda import CudaExecutor
 
     device = REFERENCE_DEVICE if ops else "cuda:0"

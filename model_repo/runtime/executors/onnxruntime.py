@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm2c_runtime.errors import BundleError, RequestError
+from mm2c_runtime.errors import RequestError
 from mm2c_runtime.executors.base import KvFacts
 from mm2c_runtime.executors.batch import check_batch
 from mm2c_runtime.executors.cache import LinearCache
-from mm2c_runtime.executors.plan import Plan, Planner
+from mm2c_runtime.executors.lowering import checked_lowering, lowered_limits
+from mm2c_runtime.executors.plan import Plan, Planner, StepInputs
 from mm2c_runtime.executors.program import load_program
 from mm2c_runtime.executors.sessions import default_threads
-from mm2c_runtime.manifest import Limits, Lowering, Manifest
+from mm2c_runtime.manifest import Limits, Manifest
 from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
 from mm2c_runtime.step import RowStep, StepBatch, StepResult
 
-_REBUILD = "build the bundle again with `mm2c build … --force`"
+MOST_PLANS = 256  # of decode steps: one for each combination of the groups' numbers of rows
+log = logging.getLogger("mm2c.engine")
 
 
 class OnnxRuntimeExecutor:
     """Executor of a bundle's ``fast`` or ``portable`` lowering.
 
     ``rows`` and ``context`` may lower the manifest's limits, not raise them. ``threads`` run an operator
-    (default: as many as CPUs that this process may use).
+    (default: as many as CPUs that this process may use). A group without a batch runs a dummy row in its spare one.
+    ``checkpoint``: the folder of a bundle without weights files, where it is not that of the build.
     ``forward_seconds`` is how long the last model run took, sampling left out.
 
     Raises BundleError where the bundle lacks the lowering, or a file of it is missing, cut short or not
@@ -42,23 +47,37 @@ class OnnxRuntimeExecutor:
         threads: int | None = None,
         rows: int | None = None,
         context: int | None = None,
+        checkpoint: Path | None = None,
     ) -> None:
         bundle = Path(bundle)
         self._vocab = manifest.model.vocab
         self._all_logits = manifest.logits == "all"
-        self._limits = _limits(manifest.limits, rows, context)
-        self._lowering = _checked(bundle, manifest, lowering)
+        self._limits = lowered_limits(manifest.limits, rows, context)
+        self._lowering = checked_lowering(bundle, manifest, lowering)
         ranks = self._lowering.ranks
         threads = threads or default_threads()
         alone = len(ranks) == 1 and len(ranks[0].segments) == 1
-        programs = [load_program(bundle, rank, threads, alone=alone) for rank in ranks]
+        given: Sequence[Mapping[str, object] | None] = [None] * len(ranks)
+        if manifest.weights == "checkpoint":
+            from mm2c_runtime.executors.checkpoint_tensors import checkpoint_tensors
+
+            given = checkpoint_tensors(bundle, manifest, ranks, checkpoint)
+        programs = [
+            load_program(bundle, rank, threads, alone=alone, tensors=own)
+            for rank, own in zip(ranks, given, strict=True)
+        ]
         # One spare row, so that two rows can be exchanged by copies.
         self._caches = [LinearCache(r.kv, self._limits.max_rows + 1, self._limits.context) for r in ranks]
+        self._groups, self._tp = manifest.mapping.attention_dp, manifest.mapping.tp
         self._planner = Planner(
-            programs, ranks[0].collectives, self._caches, in_place=self._lowering.in_place
+            programs,
+            ranks[0].collectives,
+            self._caches,
+            tp=self._tp,
+            in_place=self._lowering.in_place,
         )
-        self._plans: dict[int, Plan] = {}  # decode steps by their number of rows
-        self._sampler = Sampler(self._vocab)
+        self._plans: dict[tuple[int, ...], Plan] = {}  # decode steps by the groups' numbers of rows
+        self._samplers = [Sampler(self._vocab) for _ in range(self._groups)]
         self.forward_seconds = 0.0
 
     @property
@@ -70,42 +89,103 @@ class OnnxRuntimeExecutor:
         return KvFacts(
             self._limits.max_rows + 1,
             self._limits.context,
-            sum(cache.bytes_per_token for cache in self._caches),
+            sum(cache.bytes_per_token for cache in self._caches[: self._tp]),
+            groups=self._groups,
         )
 
     def forward(self, batch: StepBatch) -> NDArray[np.float32]:
         """As ``Executor.forward``. A prefill of several rows, neighbours in order, is possible where the
         lowering is padded. Raises ValueError for a batch that this executor cannot run,
         RequestError("INTERNAL") where ONNX Runtime fails."""
-        return self._forward(batch).copy()
+        found = self.forwards(self._alone(batch))[0]
+        assert found is not None
+        return found
+
+    def forwards(self, batches: Sequence[StepBatch | None]) -> list[NDArray[np.float32] | None]:
+        """As ``Executor.forwards``; raises as ``forward``."""
+        given = [self._prepared(group, batch) for group, batch in enumerate(self._checked_groups(batches))]
+        logits = self._run(given, batches)
+        return [None if batch is None else logits[group].copy() for group, batch in enumerate(batches)]
 
     def step(self, batch: StepBatch) -> StepResult:
         """As ``Executor.step``. Sampler state of released rows is dropped, then copies are carried out."""
-        for released in batch.released:
-            self._sampler.release(released)
-        for copy in batch.copies:
-            self._sampler.copy(copy.source, copy.target)
-        for row in batch.rows:
-            self._sampler.observe(row)
-        began = time.perf_counter()
-        logits = self._forward(batch)
-        self.forward_seconds = time.perf_counter() - began
-        results = self._sampler.sample(self._last(logits, batch.rows), batch.rows)
-        for step, result in zip(batch.rows, results, strict=True):
-            if result.error == NON_FINITE:
-                for cache in self._caches:
-                    cache.clear(step.row, step.past_len + step.new_len)
-        return StepResult(batch.step_id, results)
+        found = self._steps(self._alone(batch))[0]
+        if isinstance(found, Exception):
+            raise found
+        assert found is not None
+        return found
+
+    def steps(self, batches: Sequence[StepBatch | None]) -> list[StepResult | None]:
+        """As ``Executor.steps``."""
+        results: list[StepResult | None] = []
+        for batch, found in zip(batches, self._steps(batches), strict=True):
+            if isinstance(found, Exception):
+                assert batch is not None
+                log.error("step %d failed in one group", batch.step_id, exc_info=found)
+                found = StepResult(batch.step_id, [], failure=f"{type(found).__name__}: {found}")
+            results.append(found)
+        return results
 
     def close(self) -> None:
         self._plans.clear()
         self._planner.close()
         self._caches.clear()
 
-    def _forward(self, batch: StepBatch) -> NDArray[np.float32]:
-        """The logits in the plan's own memory, valid until the next step."""
+    def _steps(self, batches: Sequence[StepBatch | None]) -> list[StepResult | Exception | None]:
+        """By group: its result, or what failed there alone."""
+        found: list[StepResult | Exception | None] = [None] * len(batches)
+        for sampler, batch in zip(self._samplers, self._checked_groups(batches), strict=True):
+            if batch is not None:
+                _observe(sampler, batch)
+        began = time.perf_counter()
+        given = []
+        for group, batch in enumerate(batches):
+            try:
+                given.append(self._prepared(group, batch))
+            except ValueError as error:
+                found[group] = error
+                given.append(self._prepared(group, None))
+        if all(batch is None or error is not None for batch, error in zip(batches, found, strict=True)):
+            return found
+        logits = self._run(given, batches)
+        self.forward_seconds = time.perf_counter() - began
+        for group, batch in enumerate(batches):
+            if batch is None or found[group] is not None:
+                continue
+            try:
+                found[group] = self._sampled(group, logits[group], batch)
+            except Exception as error:
+                found[group] = error
+        return found
+
+    def _sampled(self, group: int, logits: NDArray[np.float32], batch: StepBatch) -> StepResult:
+        results = self._samplers[group].sample(self._last(logits, batch.rows), batch.rows)
+        for step, result in zip(batch.rows, results, strict=True):
+            if result.error == NON_FINITE:
+                for cache in self._own(group):
+                    cache.clear(step.row, step.past_len + step.new_len)
+        return StepResult(batch.step_id, results)
+
+    def _own(self, group: int) -> list[LinearCache]:
+        """The caches of a group's ranks."""
+        return self._caches[group * self._tp : (group + 1) * self._tp]
+
+    def _alone(self, batch: StepBatch) -> list[StepBatch | None]:
+        """The first group's batch, and none for the others."""
+        return [batch, *[None] * (self._groups - 1)]
+
+    def _checked_groups(self, batches: Sequence[StepBatch | None]) -> Sequence[StepBatch | None]:
+        if len(batches) != self._groups:
+            raise ValueError(f"{len(batches)} batches for {self._groups} attention groups")
+        return batches
+
+    def _prepared(self, group: int, batch: StepBatch | None) -> StepInputs:
+        """What a group's ranks read, after its batch was checked and its copies carried out."""
+        if batch is None:
+            one = np.ones(1, np.int32)
+            return StepInputs(self._limits.max_rows, np.zeros((1, 1), np.int64), np.zeros_like(one), one)
         width = self._check(batch)
-        for cache in self._caches:
+        for cache in self._own(group):
             for released in batch.released:
                 cache.drop(released)
             for copy in batch.copies:
@@ -119,27 +199,34 @@ class OnnxRuntimeExecutor:
             raise ValueError(f"a token id is outside the vocabulary of {self._vocab}")
         past = np.array([row.past_len for row in rows], np.int32)
         new = np.array([row.new_len for row in rows], np.int32)
-        try:
-            return self._run(rows[0].row, ids, past, new)
-        except Exception as error:
-            raise RequestError("INTERNAL", f"ONNX Runtime failed in step {batch.step_id}: {error}") from error
+        return StepInputs(rows[0].row, ids, past, new)
 
-    def _run(
-        self, first: int, ids: NDArray[np.int64], past: NDArray[np.int32], new: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Decode plans are kept: they differ in their number of rows only, and binding costs more than the
-        run of a small model. A prefill is bound anew."""
-        batch, width = ids.shape
-        kept = first == 0 and width == 1
-        plan = self._plans.get(batch) if kept else None
+    def _run(self, given: list[StepInputs], batches: Sequence[StepBatch | None]) -> list[NDArray[np.float32]]:
+        """The groups' logits in the plan's own memory, valid until the next step."""
+        try:
+            return self._planned(given).logits
+        except Exception as error:
+            numbers = ", ".join(str(batch.step_id) for batch in batches if batch is not None)
+            raise RequestError("INTERNAL", f"ONNX Runtime failed in step {numbers}: {error}") from error
+
+    def _planned(self, given: list[StepInputs]) -> Plan:
+        """The plan of a step that was run. Decode plans are kept: they differ in their numbers of rows only, and
+        binding costs more than the run of a small model. A prefill is bound anew."""
+        key = tuple(len(inputs.ids) if inputs.first == 0 else 0 for inputs in given)
+        idle = self._limits.max_rows
+        kept = all(inputs.ids.shape[1] == 1 and inputs.first in (0, idle) for inputs in given)
+        plan = self._plans.pop(key, None) if kept else None
         if plan is None:
-            plan = self._planner.first_run(first, ids, past, new)
-            if kept:
-                self._plans[batch] = plan
+            plan = self._planner.first_run(given)
         else:
-            plan.ids[...], plan.past[...], plan.new[...] = ids, past, new
+            for own, inputs in zip(plan.given, given, strict=True):
+                own.ids[...], own.past[...], own.new[...] = inputs.ids, inputs.past, inputs.new
             plan.run()
-        return plan.logits
+        if kept:
+            self._plans[key] = plan  # the last one used is the last one here
+            if len(self._plans) > MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
+        return plan
 
     def _last(self, logits: NDArray[np.float32], rows: list[RowStep]) -> NDArray[np.float32]:
         """The logits of each row's last token."""
@@ -159,43 +246,10 @@ class OnnxRuntimeExecutor:
         return width
 
 
-def _limits(built: Limits, rows: int | None, context: int | None) -> Limits:
-    for name, asked, most in (("rows", rows, built.max_rows), ("context", context, built.context)):
-        if asked is not None and not 1 <= asked <= most:
-            raise BundleError(
-                f"{name} = {asked} is not between 1 and {most}, the limit this bundle was built with",
-                remedy=f"lower it, or build again with a larger limit for {name}",
-            )
-    limit = context or built.context
-    return Limits(
-        context=limit, max_rows=rows or built.max_rows, prefill_chunk=min(built.prefill_chunk, limit)
-    )
-
-
-def _checked(bundle: Path, manifest: Manifest, name: str) -> Lowering:
-    """The lowering, with every file of it present in its full size and the same collectives on every rank."""
-    where = str(bundle / "manifest.json")
-    if manifest.engine != "onnxruntime" or name not in manifest.lowerings:
-        has = ", ".join(sorted(manifest.lowerings)) or "none"
-        raise BundleError(
-            f"the bundle is for {manifest.engine} and has no lowering '{name}' (it has: {has})",
-            where=where,
-            remedy="build with `--engine onnxruntime`",
-        )
-    lowering = manifest.lowerings[name]
-    for rank in lowering.ranks:
-        if rank.collectives != lowering.ranks[0].collectives:
-            raise BundleError(
-                f"rank {rank.rank}: other collectives than rank 0", where=where, remedy=_REBUILD
-            )
-        for file in [rank.weights, *(segment.file for segment in rank.segments)]:
-            path, entry = bundle / file, manifest.files.get(file)
-            if not path.is_file():
-                raise BundleError("a file of the bundle is missing", where=str(path), remedy=_REBUILD)
-            if entry is not None and path.stat().st_size != entry.bytes:
-                raise BundleError(
-                    f"a file of the bundle has {path.stat().st_size} bytes instead of {entry.bytes}",
-                    where=str(path),
-                    remedy=_REBUILD,
-                )
-    return lowering
+def _observe(sampler: Sampler, batch: StepBatch) -> None:
+    for released in batch.released:
+        sampler.release(released)
+    for copy in batch.copies:
+        sampler.copy(copy.source, copy.target)
+    for row in batch.rows:
+        sampler.observe(row)

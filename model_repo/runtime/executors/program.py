@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mm2c_runtime.manifest import RankProgram
 @dataclass(frozen=True, slots=True)
 class LoadedSegment:
     session: ort.InferenceSession
+    tensors: Mapping[str, object]  # given to the session, which does not keep their memory
     inputs: dict[str, ValueType]
     outputs: dict[str, ValueType]
 
@@ -34,8 +36,16 @@ class LoadedProgram:
         return len(self.segments) if name == "logits" else self.last_use.get(name, made)
 
 
-def load_program(bundle: Path, program: RankProgram, threads: int, *, alone: bool) -> LoadedProgram:
-    """Create the sessions of one rank; ``alone`` where they are one session and the only rank's.
+def load_program(
+    bundle: Path,
+    program: RankProgram,
+    threads: int,
+    *,
+    alone: bool,
+    tensors: Mapping[str, object] | None = None,
+) -> LoadedProgram:
+    """Create the sessions of one rank; ``alone`` where they are one session and the only rank's. ``tensors``: by name,
+    where the bundle has no weights files.
 
     Raises BundleError where a file is missing or is not what the manifest says.
     """
@@ -48,7 +58,8 @@ def load_program(bundle: Path, program: RankProgram, threads: int, *, alone: boo
         )
     for segment in program.segments:
         path = bundle / segment.file
-        session = load_session(path, threads, alone=alone)
+        own = {} if tensors is None else _named(segment.tensors, tensors, path)
+        session = load_session(path, threads, alone=alone, tensors=own)
         inputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_inputs()}
         outputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_outputs()}
         for kind, said, found in (
@@ -62,16 +73,30 @@ def load_program(bundle: Path, program: RankProgram, threads: int, *, alone: boo
                     where=str(path),
                     remedy="build the bundle again with `mm2c build … --force`",
                 )
-        segments.append(LoadedSegment(session, inputs, outputs))
+        segments.append(LoadedSegment(session, own, inputs, outputs))
     last_use = {name: index for index, segment in enumerate(segments) for name in segment.inputs}
     for index, collective in enumerate(program.collectives):
         last_use[collective.input] = max(index, last_use.get(collective.input, 0))
     return LoadedProgram(program.rank, segments, last_use)
 
 
-def step_symbols(program: LoadedProgram, batch: int, width: int, context: int) -> dict[str, int]:
-    """Values of the symbolic sizes: the names that the program's own inputs use, and the contract's."""
-    symbols = {"batch": batch, "seq": width, "kv_len": context}
+def _named(names: list[str], tensors: Mapping[str, object], path: Path) -> dict[str, object]:
+    for name in names:
+        if name not in tensors:
+            raise BundleError(
+                f"the program reads {name}, of which the bundle has no recipe",
+                where=str(path),
+                remedy="build the bundle again with `mm2c build … --force`",
+            )
+    return {name: tensors[name] for name in names}
+
+
+def step_symbols(
+    program: LoadedProgram, batch: int, width: int, context: int, tokens: int
+) -> dict[str, int]:
+    """Values of the symbolic sizes: the names that the program's own inputs use, and the contract's. ``tokens``: those
+    of a rank in what attention groups exchange."""
+    symbols = {"batch": batch, "seq": width, "kv_len": context, "step_tokens": tokens}
     for segment in program.segments:
         for name, kind in segment.inputs.items():
             if kind.shape is None:

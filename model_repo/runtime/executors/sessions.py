@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
@@ -17,8 +18,11 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def load_session(path: Path, threads: int, *, alone: bool) -> ort.InferenceSession:
-    """A CPU session of one segment; its weights are mapped from the file next to it.
+def load_session(
+    path: Path, threads: int, *, alone: bool, tensors: Mapping[str, object] | None = None
+) -> ort.InferenceSession:
+    """A CPU session of one segment. Its weights are mapped from the file next to it, or they are ``tensors``
+    (OrtValues by name), whose memory must stay as long as the session.
 
     ``alone``: it is the process's only program. Then its threads spin between operators, while a step runs.
     The pools of several sessions would spin against each other, so theirs sleep. (A pool that all sessions
@@ -38,6 +42,8 @@ def load_session(path: Path, threads: int, *, alone: bool) -> ort.InferenceSessi
     else:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
+        if tensors:
+            options.add_external_initializers(list(tensors), list(tensors.values()))
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mm2c_runtime.errors import Code, RequestError
 from mm2c_runtime.executors.base import KvFacts
+from mm2c_runtime.executors.batch import Together
 from mm2c_runtime.manifest import Limits
 from mm2c_runtime.step import StepBatch, StepResult
 
@@ -41,12 +42,21 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``late``: places in ``batch.rows`` whose grammar mask follows as a ``Mask``, in this order; to rank 0
-    only. ``logits``: the whole logits are asked for instead of samples."""
+    """``batch``: of the rank's attention group, None where it has nothing to do. ``late``: places in ``batch.rows``
+    whose grammar mask follows as a ``Mask``, in this order; to the rank that ``answers`` for its group only.
+    ``logits``: the whole logits are asked for instead of samples. ``agreed``: of a joint step of several groups,
+    which is called ``number`` (``batch.step_id`` is one group's)."""
 
-    batch: StepBatch
+    batch: StepBatch | None
     late: tuple[int, ...] = ()
     logits: bool = False
+    answers: bool = True
+    agreed: Together | None = None
+    number: int = 0
+
+    @property
+    def id(self) -> int:
+        return self.number if self.agreed is not None or self.batch is None else self.batch.step_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A rank has carried out step ``step_id``. Rank 0 gives the result, the others None."""
+    """A rank has carried out step ``step_id``. The first of a group gives its result, the others None."""
 
     step_id: int
     result: StepResult | NDArray[np.float32] | None

@@ -13,8 +13,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.executors.base import Executor
+from mm2c_runtime.executors.batch import Together
 from mm2c_runtime.ranks.messages import (
     Done,
     Failed,
@@ -27,14 +31,19 @@ from mm2c_runtime.ranks.messages import (
     receive,
 )
 from mm2c_runtime.server.process import die_with_parent
+from mm2c_runtime.step import StepBatch, StepResult
 
 
 class RankExecutor(Executor, Protocol):
-    """What a rank process runs. On ranks other than 0 the results are not used."""
+    """What a rank process runs. The results of ranks that do not answer for their group are not used; the joint steps
+    are those of several groups."""
 
     rank: int
     kv_tokens: int
     forward_seconds: float
+
+    def joint_forward(self, batch: StepBatch | None, agreed: Together) -> NDArray[np.float32] | None: ...
+    def joint_step(self, batch: StepBatch | None, agreed: Together) -> StepResult | None: ...
 
 
 log = logging.getLogger("mm2c.rank")
@@ -58,30 +67,38 @@ def serve(executor: RankExecutor, connection: Connection) -> None:
 def run(executor: RankExecutor, step: Step, connection: Connection) -> Done | Failed:
     """One step. Late masks that nobody asked for, because the step failed first, are read all the same."""
     late = [LateMask(place, lambda: _mask(connection)) for place in step.late]
-    rows = list(step.batch.rows)
-    for place, mask in zip(step.late, late, strict=True):
-        rows[place] = replace(rows[place], bitmask=mask)
-    batch = replace(step.batch, rows=rows)
+    batch = step.batch
+    if batch is not None and late:
+        rows = list(batch.rows)
+        for place, mask in zip(step.late, late, strict=True):
+            rows[place] = replace(rows[place], bitmask=mask)
+        batch = replace(batch, rows=rows)
     result: Any = None
     failure: Failed | None = None
     try:
-        if step.logits:
-            result = executor.forward(batch)
-        else:
-            result = executor.step(batch)
+        result = _result(executor, batch, step)
     except ConnectionError as error:
-        failure = Failed(batch.step_id, "other", "INTERNAL", str(error), lost=True)
+        failure = Failed(step.id, "other", "INTERNAL", str(error), lost=True)
     except RequestError as error:
-        failure = Failed(batch.step_id, "request", error.code, error.message)
+        failure = Failed(step.id, "request", error.code, error.message)
     except ValueError as error:
-        failure = Failed(batch.step_id, "value", "INTERNAL", str(error))
+        failure = Failed(step.id, "value", "INTERNAL", str(error))
     except Exception as error:  # the engine process shall hear of it, whatever it is
-        log.exception("step %d failed", batch.step_id)
-        failure = Failed(batch.step_id, "other", "INTERNAL", f"{type(error).__name__}: {error}")
+        log.exception("step %d failed", step.id)
+        failure = Failed(step.id, "other", "INTERNAL", f"{type(error).__name__}: {error}")
     for mask in late:
         if not mask.done():
             _drain(mask)
-    return failure or Done(batch.step_id, result if executor.rank == 0 else None, executor.forward_seconds)
+    return failure or Done(step.id, result if step.answers else None, executor.forward_seconds)
+
+
+def _result(executor: RankExecutor, batch: StepBatch | None, step: Step) -> Any:
+    if step.agreed is not None:
+        run = executor.joint_forward if step.logits else executor.joint_step
+        return run(batch, step.agreed)
+    if batch is None:
+        raise ValueError("a step without a batch")
+    return executor.forward(batch) if step.logits else executor.step(batch)
 
 
 def _mask(connection: Connection) -> Mask:

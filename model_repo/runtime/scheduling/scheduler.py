@@ -35,13 +35,21 @@ class Scheduler:
 
     A prefill chunk and a decode step alternate while both have work, so neither a long prompt nor many
     running requests can hold up the other. One prompt is prefilled at a time. Usage: ``next_batch`` → run →
-    ``apply`` or ``fail``; ``add`` at any time, ``remove`` only between steps.
+    ``apply`` or ``fail``; ``add`` at any time, ``remove`` only between steps. Schedulers of several groups share
+    ``waiting`` and ``deadlines``; requests are added to one of them, and whoever can admit takes the next.
     """
 
-    def __init__(self, pool: RowPool, *, prefill_chunk: int) -> None:
+    def __init__(
+        self,
+        pool: RowPool,
+        *,
+        prefill_chunk: int,
+        waiting: WaitingQueue | None = None,
+        deadlines: Deadlines | None = None,
+    ) -> None:
         self.pool, self.prefill_chunk = pool, prefill_chunk
-        self._waiting = WaitingQueue()
-        self._deadlines = Deadlines()
+        self._waiting = WaitingQueue() if waiting is None else waiting
+        self._deadlines = Deadlines() if deadlines is None else deadlines
         self._prefilling: Sequence | None = None
         self._decoding: list[Sequence] = []  # by row
         self._batch: StepBatch | None = None  # in flight
@@ -110,6 +118,11 @@ class Scheduler:
         yield from self._waiting
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a step was given out and neither applied nor failed."""
+        return self._batch is not None
+
+    @property
     def running(self) -> int:
         return len(self._decoding) + (self._prefilling is not None)
 
@@ -117,13 +130,20 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def next_batch(self) -> StepBatch | None:
-        """The next step, or None where nothing is to be done."""
+    @property
+    def decoding(self) -> bool:
+        """Whether somebody decodes."""
+        return bool(self._decoding)
+
+    def next_batch(self, *, may_prefill: bool = True) -> StepBatch | None:
+        """The next step, or None where nothing is to be done. Without ``may_prefill`` it is a prefill only where nobody
+        decodes."""
         if self._batch is not None:
             raise ValueError("a step is in flight")
         if self._prefilling is None:
             self._admit()
-        prefill = self._prefilling is not None and not (self._prefilled_last and self._decoding)
+        decode_first = self._decoding and (self._prefilled_last or not may_prefill)
+        prefill = self._prefilling is not None and not decode_first
         if not prefill and not self._decoding:
             return None
         self._prefilled_last = prefill

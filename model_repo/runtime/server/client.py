@@ -86,6 +86,14 @@ class EngineClient:
         """Asks for the end of a request, which comes as a finish event; unknown ids are ignored."""
         self._send(encode({"type": "cancel", "id": id}))
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    def runs(self, id: str) -> bool:
+        return id in self._live
+
     def stats(self, timeout: float = 5.0) -> dict[str, Any]:
         """The engine's counters. Raises RequestError UNAVAILABLE."""
         return dict(self._ask("stats", timeout)["stats"])

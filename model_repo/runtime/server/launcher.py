@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +22,9 @@ class EngineProcess:
     signal), so start it from a thread that lives as long as it should. Its log goes to this process's stderr.
 
     ``checksums``: "full" or "sizes", as ``Bundle.load`` has them. ``command`` replaces the engine's command
-    line; it must serve ``socket_path``. The child runs in the folder of this package, not in the one that its
-    parent was started in: Python imports from the working folder, where anything may lie.
+    line; it must serve ``socket_path``. ``environment`` is added to this process's. The child runs in the folder of
+    this package, not in the one that its parent was started in: Python imports from the working folder, where anything
+    may lie.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class EngineProcess:
         kv_tokens: int | None = None,
         checksums: str = "full",
         command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.socket_path = os.path.abspath(socket_path)
         if command is None:
@@ -50,6 +52,7 @@ class EngineProcess:
             for name, value in options.items():
                 command += [] if value is None else [name, str(value)]
         self._command = list(command)
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,7 +70,10 @@ class EngineProcess:
         arguments = ["--socket", self.socket_path, "--parent", str(os.getpid())]
         environment, folder = child_environment()
         self._process = subprocess.Popen(
-            [*self._command, *arguments], stdin=subprocess.DEVNULL, env=environment, cwd=folder
+            [*self._command, *arguments],
+            stdin=subprocess.DEVNULL,
+            env={**environment, **self._environment},
+            cwd=folder,
         )
 
     def wait_ready(self, timeout: float) -> None:

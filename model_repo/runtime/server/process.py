@@ -89,6 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--checksums", default="full", choices=["sizes", "full"], help="what to check at start"
     )
     parser.add_argument(
+        "--self-check",
+        default=None,
+        choices=["always", "first", "never"],
+        help="compare the engine with the bundle's golden vectors before it serves (default $MM2C_SELF_CHECK, else on "
+        "the first start on a GPU)",
+    )
+    parser.add_argument(
         "--ops", default="", help=argparse.SUPPRESS
     )  # in tests: module:class, see Bundle.load
     parser.add_argument("--parent", type=int, default=None, help=argparse.SUPPRESS)
@@ -108,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
             kv_tokens=options.kv_tokens,
             verify_checksums=options.checksums,
             ops=options.ops,
+            self_check=options.self_check,
         )
         serve(bundle.engine, options.socket, bundle.describe())
     except BundleError as error:

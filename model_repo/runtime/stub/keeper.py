@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 from mm2c_runtime.server.launcher import EngineProcess
 from mm2c_runtime.stub.gate import Gate
 from mm2c_runtime.stub.link import EngineLink
+from mm2c_runtime.stub.replicas import Replica
 
 CHECKSUMS_VARIABLE = "MM2C_CHECKSUMS"  # full or sizes; `mm2c serve --no-checksums` sets the latter
 START_SECONDS = 3600.0  # a large bundle reads hundreds of GB; a crash is seen at once, not by this limit
@@ -19,15 +21,35 @@ DRAIN_SECONDS = 3.0  # Triton has let requests finish by then; what is left has 
 STEADY_SECONDS = 60.0  # an engine that lived this long starts the backoff anew
 
 
+class Moves(Protocol):
+    """The gate, or what of it one replica moves."""
+
+    def clear(self) -> None: ...
+    def close(self) -> None: ...
+    def open(self) -> None: ...
+    def leave(self) -> None: ...
+
+
 class Keeper:
-    """``lost()`` may be called from any thread; restarting happens on the keeper's own."""
+    """``lost()`` may be called from any thread; restarting happens on the keeper's own. ``replica``: which of several
+    it keeps."""
 
     def __init__(
-        self, bundle: Path, socket: Path, link: EngineLink, gate: Gate, log: Callable[[str], None]
+        self,
+        bundle: Path,
+        socket: Path,
+        link: EngineLink,
+        gate: Gate | Moves,
+        log: Callable[[str], None],
+        replica: Replica | None = None,
     ) -> None:
         checksums = os.environ.get(CHECKSUMS_VARIABLE) or "full"
-        self._process = EngineProcess(str(bundle), str(socket), checksums=checksums)
-        self._link, self._gate, self._log = link, gate, log
+        share: dict[str, Any] = {}
+        if replica is not None:
+            share = {"threads": replica.threads, "environment": replica.environment}
+        self._process = EngineProcess(str(bundle), str(socket), checksums=checksums, **share)
+        self._link, self._gate = link, gate
+        self._log = log if replica is None else lambda text: log(f"replica {replica.number}: {text}")
         self._lost = threading.Event()
         self._stopping = threading.Event()
         self._up = threading.Event()
@@ -37,8 +59,14 @@ class Keeper:
 
     def start(self) -> None:
         """Start the engine and wait until it serves. Raises what the launcher raises."""
+        self.begin()
+        self.wait_up()
+
+    def begin(self) -> None:
         self._gate.clear()
         self._thread.start()
+
+    def wait_up(self) -> None:
         self._up.wait()
         if self._failure is not None:
             raise self._failure
@@ -46,10 +74,13 @@ class Keeper:
     def lost(self) -> None:
         self._lost.set()
 
-    def stop(self) -> None:
+    def ask_to_stop(self) -> None:
         self._stopping.set()
         self._lost.set()
         self._gate.leave()
+
+    def stop(self) -> None:
+        self.ask_to_stop()
         self._thread.join(15)
 
     def _launch(self) -> None:

@@ -60,6 +60,16 @@ class EngineLink:
     def connected(self) -> bool:
         return self._client is not None
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that the present engine has of this link."""
+        client = self._client
+        return 0 if client is None else client.in_flight
+
+    def runs(self, id: str) -> bool:
+        client = self._client
+        return client is not None and client.runs(id)
+
     def submit(self, id: str, fields: dict[str, Any]) -> None:
         """Raises RequestError(UNAVAILABLE) while there is no engine."""
         client = self._client

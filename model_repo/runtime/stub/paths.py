@@ -62,6 +62,11 @@ def _private_folder() -> Path:
     return folder
 
 
+def load_file(socket: Path) -> Path:
+    """Where the stubs of a server with several replicas count their requests."""
+    return socket.with_name(socket.name + ".load")
+
+
 def gate_flag(socket: Path) -> Path:
     """While this file exists, ``mm_gate`` refuses to load and the server is not ready."""
     return socket.with_name(socket.name + ".closed")

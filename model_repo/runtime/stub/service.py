@@ -5,34 +5,55 @@ from __future__ import annotations
 import itertools
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.stub.link import EngineLink
+from mm2c_runtime.stub.links import EngineLinks
 from mm2c_runtime.stub.live import Live, LiveRequests, Watch
+from mm2c_runtime.stub.load import Load
 from mm2c_runtime.stub.outbox import Event, Mailbox, Outbox, Pending
 from mm2c_runtime.stub.request import Answer, decode
 from mm2c_runtime.stub.respond import response, triton_error
 
 
 class Service:
-    """Answers generation requests from the engine behind ``socket``.
+    """Answers generation requests from the engine behind ``socket``, or from the engines of several replicas:
+    ``others`` are the sockets of those behind the first, each with what to call when it is lost, and ``load`` what all
+    stubs know of them. ``links``: to each of them.
 
     Threads: Triton's calls ``execute``; the client's reader delivers events and only appends to the outbox;
     the sender talks to Triton; the watch polls for cancellation. ``pb`` is triton_python_backend_utils.
     """
 
-    def __init__(self, pb: Any, socket: Path, on_lost: Callable[[], None], *, unary: bool) -> None:
+    def __init__(
+        self,
+        pb: Any,
+        socket: Path,
+        on_lost: Callable[[], None],
+        *,
+        unary: bool,
+        others: Sequence[tuple[Path, Callable[[], None]]] = (),
+        load: Load | None = None,
+    ) -> None:
         self._pb = pb
         self._unary = unary
         self._live = LiveRequests()
         self._ids = (f"{os.getpid()}-{n}" for n in itertools.count())
         self._outbox = Outbox(self._deliver, self._undelivered)
         self._watch = Watch(self._live, self._cancel)
-        self.link = EngineLink(socket, self.on_event, self._engine_ended, on_lost)
+        self.link: EngineLink | EngineLinks
+        if not others:
+            self.link = EngineLink(socket, self.on_event, self._engine_ended, on_lost)
+            self.links = [self.link]
+            return
+        assert load is not None
+        sockets, downs = zip((socket, on_lost), *others, strict=True)
+        self.link = EngineLinks(sockets, self.on_event, self._engine_ended, downs, load)
+        self.links = self.link.all
 
     def execute(self, requests: list[Any]) -> None:
         """Hand every request to the engine and return at once; answers come through the response senders.

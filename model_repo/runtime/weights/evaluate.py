@@ -86,16 +86,16 @@ def evaluate(recipe: Recipe, reader: TensorReader, region: Region | None = None)
 
 def stream(recipe: Recipe, reader: TensorReader, chunk_bytes: int = 32 << 20) -> Iterator[Array]:
     """The result in row-major order as C-contiguous pieces of at most about ``chunk_bytes``."""
-    for region in _pieces(recipe.shape, ITEMSIZE[recipe.dtype], chunk_bytes):
+    for region in pieces(recipe.shape, ITEMSIZE[recipe.dtype], chunk_bytes):
         yield np.ascontiguousarray(evaluate(recipe, reader, region))
 
 
-def _pieces(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[Region]:
+def pieces(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[Region]:
     """Boxes that tile ``shape`` in row-major order, none over ``limit`` bytes unless one row already is."""
     row = math.prod(shape[1:]) * itemsize
     if row > limit and len(shape) > 1:
         for index in range(shape[0]):
-            for inner in _pieces(shape[1:], itemsize, limit):
+            for inner in pieces(shape[1:], itemsize, limit):
                 yield ((index, index + 1), *inner)
         return
     step = max(1, limit // max(row, 1))
@@ -151,10 +151,16 @@ def _quantize(recipe: Quantize, reader: TensorReader, region: Region) -> Array:
     box = ((top, min(n1 * recipe.block_n, n)), (left, min(k1 * recipe.block_k, k)))
     weight = widen(evaluate(recipe.of, reader, (*lead, *box)))
     scale = block_scales(weight, recipe.block_n, recipe.block_k)
-    wide = np.repeat(np.repeat(scale, recipe.block_n, axis=-2), recipe.block_k, axis=-1)
-    weight = weight / wide[..., : weight.shape[-2], : weight.shape[-1]]
-    kept = weight[..., rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left]
-    codes: Array = np.clip(kept, -E4M3_MAX, E4M3_MAX).astype(NUMPY["e4m3"])
+    codes = np.empty(_extent(region), NUMPY["e4m3"])
+    for block in range(n1 - n0):  # one band of block_n rows at a time, as above
+        first = block * recipe.block_n
+        low = max(first, rows[0] - top)
+        high = min(first + recipe.block_n, rows[1] - top)
+        wide = np.repeat(scale[..., block, :], recipe.block_k, axis=-1)[..., columns[0] - left :]
+        band = weight[..., low:high, columns[0] - left : columns[1] - left]
+        parts = band / wide[..., None, : band.shape[-1]]
+        np.clip(parts, -E4M3_MAX, E4M3_MAX, out=parts)
+        codes[..., low + top - rows[0] : high + top - rows[0], :] = parts
     return codes
 
 
@@ -170,11 +176,12 @@ def _quantize_scale(recipe: QuantizeScale, reader: TensorReader, region: Region)
 
 def block_scales(weight: Array, block_n: int, block_k: int) -> Array:
     """f32[…, ⌈N / block_n⌉, ⌈K / block_k⌉] of weight f32[…, N, K]: max |w| of a block over 448, the largest e4m3;
-    1 for a block of zeros."""
+    1 for a block of zeros. Never below the smallest normal f32: kernels flush what is below it to zero."""
     rows = np.maximum.reduceat(np.abs(weight), np.arange(0, weight.shape[-2], block_n), axis=-2)
     largest = np.maximum.reduceat(rows, np.arange(0, weight.shape[-1], block_k), axis=-1)
-    scales: Array = np.where(largest > 0, largest / np.float32(E4M3_MAX), np.float32(1)).astype(np.float32)
-    return scales
+    scales = np.maximum(largest / np.float32(E4M3_MAX), np.finfo(np.float32).tiny)
+    found: Array = np.where(largest > 0, scales, np.float32(1)).astype(np.float32)
+    return found
 
 
 def _assembled(recipe: Concat | Stack | Interleave | Pad, reader: TensorReader, region: Region) -> Array:

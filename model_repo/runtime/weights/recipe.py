@@ -233,6 +233,17 @@ Recipe = (
 )
 
 
+def children(recipe: Recipe) -> tuple[Recipe, ...]:
+    """What a recipe is made of; nothing for a source or a computed table."""
+    if isinstance(recipe, (Source, Computed)):
+        return ()
+    if isinstance(recipe, (Concat, Stack)):
+        return recipe.parts
+    if isinstance(recipe, Dequantize):
+        return recipe.weight, recipe.scale
+    return (recipe.of,)
+
+
 def dequantize(weight: Recipe, scale: Recipe, block_n: int, block_k: int) -> Recipe:
     """``Dequantize`` of a weight whose joined parts may each have blocks of their own.
 

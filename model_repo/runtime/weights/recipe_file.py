@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
-from mm2c_runtime.weights.recipe import Recipe
+from mm2c_runtime.errors import BundleError
+from mm2c_runtime.weights.recipe import ITEMSIZE, Recipe
 from mm2c_runtime.weights.recipe_json import from_json, to_json
 
 SUFFIX = ".recipes.json"
@@ -25,6 +27,24 @@ def write_recipes(weights: Path, recipes: dict[str, Recipe]) -> None:
     }
     lines = (f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in content.items())
     recipes_path(weights).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def load_recipes(weights: Path) -> dict[str, Recipe]:
+    """``read_recipes`` of a bundle. Raises BundleError where they cannot be read."""
+    try:
+        return read_recipes(weights)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"the recipes of the weights cannot be read: {error}",
+            where=str(recipes_path(weights)),
+            remedy="build the bundle again with `mm2c build … --force`",
+        ) from None
+
+
+def bytes_of(weights: Path) -> int:
+    """Bytes of all tensors together, read off the recipes alone."""
+    content = json.loads(recipes_path(weights).read_text(encoding="utf-8"))
+    return sum(math.prod(entry["shape"]) * ITEMSIZE[entry["dtype"]] for entry in content.values())
 
 
 def read_recipes(weights: Path) -> dict[str, Recipe]:

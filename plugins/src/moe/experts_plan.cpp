@@ -44,11 +44,12 @@ int mostTokens(char const* table, int sm)
     return found;
 }
 
-// Columns a step: the row's where they divide the product's depth and the scale blocks, else 64, which always do.
-Constant columns(Tile const& tile, int64_t depth, ExpertsProblem const& problem)
+// Columns a step: the row's where they divide the product's depth and the `block` columns that share a scale, else 64,
+// which always do.
+Constant columns(Tile const& tile, int64_t depth, bool scaled, int32_t block)
 {
     int const wanted = tile["BK"];
-    bool const fits = depth % wanted == 0 && (!problem.scaled || problem.blockK % wanted == 0);
+    bool const fits = depth % wanted == 0 && (!scaled || block % wanted == 0);
     return {"BK", fits ? wanted : 64};
 }
 } // namespace
@@ -137,9 +138,9 @@ void ExpertsPlan::makeGrouped(Device const& device, int tactic)
     Tile const down = chooseTile(kDownTable, sm, p.tokens, tactic, sameRows);
     mTiles = narrow("the number of tiles", tilesOf(mPairs, p.localExperts, up["BM"]));
     Constant const scaled{"SCALED", p.scaled};
-    mGateUp.image = &chooseImage("moe_gate_up", device, up.with({scaled, columns(up, p.width, p)}));
+    mGateUp.image = &chooseImage("moe_gate_up", device, up.with({scaled, columns(up, p.width, p.scaled, p.widthBlock)}));
     mGateUp.grid = {ceilDiv(p.intermediate, up["BN"]), mTiles};
-    mDown.image = &chooseImage("moe_down", device, down.with({scaled, columns(down, p.intermediate, p)}));
+    mDown.image = &chooseImage("moe_down", device, down.with({scaled, columns(down, p.intermediate, p.scaled, p.innerBlock)}));
     mDown.grid = {ceilDiv(p.width, down["BN"]), mTiles};
     Tile const combine = chooseTile("moe_combine", sm, p.tokens, 0, anyTile);
     mCombine.image = &chooseImage("moe_combine", device, combine.with({}));
@@ -221,9 +222,9 @@ void ExpertsPlan::run(ExpertsTensors const& given, char* workspace, void* stream
     if (mWay == Way::kSmall)
     {
         launch(stream, *mGateUp.image, mGateUp.grid, t.x, t.logits, t.bias, t.w13, t.w13Scale, t.weights, t.ids, h,
-            p.width, p.intermediate, p.experts, p.topK, p.firstExpert, p.localExperts, p.blockN, p.blockK);
+            p.width, p.intermediate, p.experts, p.topK, p.firstExpert, p.localExperts, p.innerBlock, p.widthBlock);
         launch(stream, *mDown.image, mDown.grid, h, t.w2, t.w2Scale, t.weights, t.ids, t.out, p.width, p.intermediate,
-            p.topK, p.firstExpert, p.localExperts, p.blockN, p.blockK);
+            p.topK, p.firstExpert, p.localExperts, p.widthBlock, p.innerBlock);
         return;
     }
     group(t, workspace, stream);
@@ -233,9 +234,9 @@ void ExpertsPlan::run(ExpertsTensors const& given, char* workspace, void* stream
     char* const tileRow = workspace + mSlices.tileRow;
     char* const tileEnd = workspace + mSlices.tileEnd;
     launch(stream, *mGateUp.image, mGateUp.grid, t.x, t.w13, t.w13Scale, order, tileExpert, tileRow, tileEnd, h,
-        p.width, p.intermediate, p.topK, p.blockN, p.blockK);
+        p.width, p.intermediate, p.topK, p.innerBlock, p.widthBlock);
     launch(stream, *mDown.image, mDown.grid, h, t.w2, t.w2Scale, order, t.weights, tileExpert, tileRow, tileEnd, y,
-        p.width, p.intermediate, p.topK, p.blockN, p.blockK);
+        p.width, p.intermediate, p.topK, p.widthBlock, p.innerBlock);
     launch(stream, *mCombine.image, mCombine.grid, y, t.ids, t.out, p.width, p.topK, p.firstExpert, p.localExperts);
 }
 

@@ -22,8 +22,8 @@ struct ExpertsProblem
     int32_t experts;      // of the whole model where routed
     int32_t firstExpert;
     int32_t localExperts;
-    int32_t blockN;
-    int32_t blockK;
+    int32_t innerBlock; // entries along I that share a scale: w13's rows, w2's columns
+    int32_t widthBlock; // along C: w13's columns, w2's rows
 };
 
 // Device memory. Where routed, weights and ids come from the workspace; scales are null where the weights have none.

@@ -1,5 +1,6 @@
 // The chosen experts: M2MoeExpertsFp8 and M2MoeExpertsBf16 with given weights and ids, M2MoeFp8 and M2MoeBf16 with the
-// routing as part of them. w13 [E, 2I, C] holds gate then up rows, w2 [E, C, I]; y bf16 like x.
+// routing as part of them. w13 [E, 2I, C] holds gate then up rows, w2 [E, C, I]; y bf16 like x. block_n and block_k are
+// the sides of w13's scale blocks, along I and along C; w2's are the same turned: block_k rows by block_n columns.
 #include "moe/experts_plan.h"
 #include "moe/limits.h"
 #include "plugin/creator.h"
@@ -34,8 +35,8 @@ public:
         if constexpr (Scaled)
         {
             ScaleBlocks const blocks(attributes);
-            mBlockN = blocks.n;
-            mBlockK = blocks.k;
+            mInnerBlock = blocks.n;
+            mWidthBlock = blocks.k;
         }
     }
 
@@ -82,7 +83,7 @@ protected:
             expectShape(inputs[kW13Scale], in[kW13Scale],
                 {experts, 2 * blocks.rows(p.intermediate), blocks.columns(p.width)});
             expectShape(
-                inputs[kW2Scale], in[kW2Scale], {experts, blocks.rows(p.width), blocks.columns(p.intermediate)});
+                inputs[kW2Scale], in[kW2Scale], {experts, blocks.columns(p.width), blocks.rows(p.intermediate)});
         }
         std::vector<int64_t> const shape(in[0].dims.d, in[0].dims.d + in[0].dims.nbDims);
         expectShape(declared().outputs[0], out[0], shape);
@@ -170,14 +171,14 @@ private:
         p.experts = Routed ? narrow("the number of experts", in[1].dims.d[1]) : kMaxExperts;
         p.firstExpert = mFirstExpert;
         p.localExperts = narrow("the number of experts", in[kW13].dims.d[0]);
-        p.blockN = mBlockN;
-        p.blockK = mBlockK;
+        p.innerBlock = mInnerBlock;
+        p.widthBlock = mWidthBlock;
         return p;
     }
 
     int32_t mFirstExpert;
-    int32_t mBlockN = 128; // unscaled weights: any that the kernels accept
-    int32_t mBlockK = 128;
+    int32_t mInnerBlock = 128; // unscaled weights: any that the kernels accept
+    int32_t mWidthBlock = 128;
     ExpertsPlan mPlan;
 };
 } // namespace

@@ -8,6 +8,7 @@ import pytest
 
 from mm2c.bundle.staging import check_output, staged, sweep
 from mm2c.errors import UserError
+from mm2c.weights.journal import JOURNAL, Build, Journal
 
 
 def test_the_output_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -135,3 +136,62 @@ def test_what_appears_at_the_output_meanwhile_is_never_replaced(
     theirs = output if appears == "a file" else next(output.iterdir())
     assert theirs.read_text() == "theirs"
     assert {p.name for p in tmp_path.iterdir()} <= {"bundle", "away"}
+
+
+def left_by_a_killed_build(folder: Path, key: str) -> Path:
+    """A stage with graphs, a weights file and a journal of ``key``."""
+    (folder / "rank0").mkdir(parents=True)
+    (folder / "rank0" / "weights.safetensors").write_bytes(b"data")
+    (folder / "rank0" / "model.onnx").write_text("old graph")
+    Journal(folder / JOURNAL, Build(key, (("rank0/weights.safetensors", 4),), 8, {})).close()
+    return folder
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("pid", [999999999, os.getpid()])  # containers give every build the same pid
+def test_a_stage_with_a_journal_of_the_same_key_is_adopted(tmp_path: Path, pid: int) -> None:
+    left = left_by_a_killed_build(tmp_path / f".bundle.building-{pid}", "k")
+    (tmp_path / ".bundle.building-999999998").mkdir()
+    output = tmp_path / "bundle"
+    assert sweep(output, spare=True) == [tmp_path / ".bundle.building-999999998"]
+    check_output(output)
+    node = (left / "rank0" / "weights.safetensors").stat().st_ino
+    with staged(output, "k") as stage:
+        assert files_in(stage) == [JOURNAL, "rank0/weights.safetensors"]
+        assert stage.name == f".bundle.building-{os.getpid()}"
+    assert files_in(output) == ["rank0/weights.safetensors"]
+    assert (output / "rank0" / "weights.safetensors").stat().st_ino == node
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("key", ["other", ""])
+def test_a_stage_of_another_key_is_swept_and_not_adopted(tmp_path: Path, key: str) -> None:
+    left = left_by_a_killed_build(tmp_path / ".bundle.building-999999999", "k")
+    with staged(tmp_path / "bundle", key) as stage:
+        assert not left.exists()
+        assert files_in(stage) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "bundle"]
+
+
+def test_a_live_builds_stage_is_never_adopted(tmp_path: Path) -> None:
+    live = left_by_a_killed_build(tmp_path / f".bundle.building-{os.getppid()}", "k")
+    with staged(tmp_path / "bundle", "k") as stage:
+        assert files_in(stage) == []
+    assert files_in(live)
+
+
+def test_an_adopted_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    left_by_a_killed_build(tmp_path / ".bundle.building-999999999", "k")
+    with pytest.raises(RuntimeError), staged(tmp_path / "bundle", "k"):
+        raise RuntimeError("defect")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_with_a_damaged_journal_is_swept(tmp_path: Path) -> None:
+    left = left_by_a_killed_build(tmp_path / ".bundle.building-999999999", "k")
+    (left / JOURNAL).write_text("no journal")
+    assert sweep(tmp_path / "bundle", spare=True) == [left]
+    assert list(tmp_path.iterdir()) == []

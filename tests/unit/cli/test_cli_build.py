@@ -215,3 +215,63 @@ def test_an_interrupted_build_leaves_nothing_half_written(
         assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
     else:
         assert list(tmp_path.iterdir()) == []
+
+
+KILLED_MIDWAY = """
+import os, signal, sys
+from mm2c_runtime import checksums
+from mm2c.weights import commit, outputs, units, writer
+checksums.CHUNK = outputs.CHUNK = writer.CHUNK = 65536
+commit._PAUSE = 0.0
+left = int(sys.argv.pop(1))
+real = writer.Journal.append
+def append(self, records):
+    global left
+    for record in records:
+        real(self, [record])
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+writer.Journal.append = append
+from mm2c.cli.main import app
+app()
+"""
+
+
+def small_chunks(after: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`mm2c` with chunks of 64 KiB, killed when that many of them are safe on the disk."""
+    command = [sys.executable, "-c", KILLED_MIDWAY, str(after), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_build_killed_in_the_middle_of_the_weights_is_gone_on_with(
+    built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    checkpoint, _ = built
+    never = 10**9
+    whole = small_chunks(never, "build", checkpoint, "--tp", 2, "--no-cache", "-o", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    arguments = ("build", checkpoint, "--tp", 2, "--no-cache", "-o", tmp_path / "bundle")
+    assert small_chunks(5, *arguments).returncode == -signal.SIGKILL
+    (stage,) = tmp_path.glob(".bundle.building-*")
+    assert (stage / ".weights.journal").is_file()
+    done = small_chunks(never, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "resuming an interrupted build" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "whole"]
+    first, second = (
+        {p.relative_to(f).as_posix(): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+        for f in (tmp_path / "whole", tmp_path / "bundle")
+    )
+    assert first == second
+
+
+def test_a_killed_build_of_other_options_is_swept(built: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, _ = built
+    output = tmp_path / "bundle"
+    assert small_chunks(3, "build", checkpoint, "--no-cache", "-o", output).returncode == -signal.SIGKILL
+    assert list(tmp_path.glob(".bundle.building-*"))
+    done = small_chunks(10**9, "build", checkpoint, "--tp", 2, "--no-cache", "-o", output)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]

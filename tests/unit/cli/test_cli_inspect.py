@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from mm2c.bundle.collective_facts import collective_facts
+from mm2c.bundle.rank_graph_file import load_graph
+from mm2c.bundle.reports import read_reports, summary_of
+from mm2c.checkpoint import read_config
 from mm2c.cli.main import app
+from mm2c.config import Mapping
 from mm2c.errors import UserError
 from mm2c.progress import Quiet
 from mm2c.verify.run import fitting
-from mm2c_runtime.manifest import Limits
+from mm2c_runtime.errors import BundleError
+from mm2c_runtime.manifest import FORMAT, Limits
 
 
 def mm2c(*arguments: object) -> Result:
@@ -38,6 +45,22 @@ def bundles(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             result = mm2c("build", *rest, *limits, "-o", root / name)
             assert result.exit_code == 0, result.output
         yield root / "whole", root / "graphs"
+
+
+@pytest.fixture(scope="module")
+def others(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Arguments of `mm2c build` -> bundle of two rows a group."""
+    root = tmp_path_factory.mktemp("others")
+
+    def make(*arguments: object) -> Path:
+        place = root / "_".join(str(a).strip("-") for a in arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MM2C_CACHE", str(root / "cache"))
+            result = mm2c("build", source, *arguments, "--context", 64, "--max-rows", 2, "-o", place)
+        assert result.exit_code == 0, result.output
+        return place
+
+    return make
 
 
 def refused(result: Result, *words: str) -> None:
@@ -66,6 +89,150 @@ def test_a_bundle_of_graphs_alone_is_described(bundles: tuple[Path, Path]) -> No
         assert graph["file_bytes"] == (bundles[1] / graph["file"]).stat().st_size
     assert facts["ranks"] == []
     assert facts["kv_bytes_per_token"] == 2 * 4 * 128 * 4
+
+
+def test_layers_are_told_apart_from_what_stands_around_them(bundles: tuple[Path, Path]) -> None:
+    graph = json.loads(mm2c("inspect", bundles[0], "--json").stdout)["graphs"][0]
+    (layer,) = graph["layers"]
+    assert (layer["function"], layer["layers"]) == ("DecoderLayer", [0])
+    assert layer["ops"]["DistCollective"] == 3
+    assert "Identity" not in layer["ops"]
+    assert graph["outside"]["ops"]["DistCollective"] == 2
+    assert "DecoderLayer" not in graph["ops"] | graph["outside"]["ops"]
+    for op, count in graph["ops"].items():
+        assert count == layer["ops"].get(op, 0) + graph["outside"]["ops"].get(op, 0)
+
+
+def test_shards_say_what_each_rank_holds(bundles: tuple[Path, Path]) -> None:
+    facts = json.loads(mm2c("inspect", bundles[1], "--json").stdout)
+    first, second = facts["shards"]
+    assert (first["query_heads"], second["query_heads"]) == ([0, 2], [2, 4])
+    assert (first["kv_heads"], second["kv_heads"]) == ([0, 2], [2, 4])
+    assert first["experts"] == second["experts"] == [0, 4]
+    assert (first["intermediate"], second["intermediate"]) == ([0, 128], [128, 256])
+    assert (first["vocabulary"], second["vocabulary"]) == ([0, 150], [150, 300])
+    for shard, graph in zip(facts["shards"], facts["graphs"], strict=True):
+        assert shard["bytes"] == sum(shard["bytes_by_part"].values()) == graph["weight_bytes"]
+        assert "other" not in shard["bytes_by_part"]
+
+
+def test_collectives_are_counted_and_compared_with_the_plan(bundles: tuple[Path, Path]) -> None:
+    for bundle in bundles:
+        facts = json.loads(mm2c("inspect", bundle, "--json").stdout)["collectives"]
+        assert facts["matches"]
+        assert facts["planned"] == facts["in_graph"] == len(facts["messages"]) == 5
+        assert facts["per_layer"] == {"all_reduce": 3}
+        assert facts["outside_layers"] == {"all_reduce": 1, "all_gather": 1}
+        sums = next(m for m in facts["messages"] if m["name"].endswith("qk_sums.all_reduce"))
+        assert sums["groups"] == [[0, 1]]
+        assert sums["bytes_in"] == {"decode": 2 * 2 * 4, "prefill": 4 * 2 * 4}
+        for step in ("decode", "prefill"):
+            assert facts["per_step"][step]["bytes_in"] == sum(m["bytes_in"][step] for m in facts["messages"])
+
+
+def test_a_missing_message_is_named(bundles: tuple[Path, Path]) -> None:
+    import onnx
+
+    graphs = [load_graph(bundles[1], rank) for rank in range(2)]
+    for node in graphs[1].model.graph.node:
+        if node.op_type == "DistCollective" and node.name.startswith("lm_head"):
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input, node.output, name=node.name))
+    config = read_config(bundles[1]).model
+    facts = collective_facts(
+        graphs, config, Mapping(2), max_rows=2, prefill_chunk=4, all_logits=False, itemsize=4
+    )
+    assert not facts["matches"]
+    assert facts["missing"] == ["rank 1: lm_head.all_gather over 2"]
+    assert facts["unexpected"] == []
+
+
+def test_reports_are_shown(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+    facts = json.loads(mm2c("inspect", bundles[1], "--json").stdout)
+    assert len(facts["reports"]["memory"]["gpu"]["ranks"]) == 2
+    assert facts["reports"]["proofs"]
+    shown = mm2c("inspect", bundles[1]).stdout
+    assert "proofs    weights.safetensors: ranks 2" in shown
+    assert "memory of a GPU as planned" in shown
+    report = tmp_path / "report"
+    report.mkdir()
+    assert read_reports(tmp_path) == {}
+    (report / "verify.json").write_text('{"summary": "all of [it]"}')
+    assert read_reports(tmp_path) == {"verify": {"summary": "all of [it]"}}
+    (report / "verify.json").write_text("{")
+    with pytest.raises(BundleError, match=r"verify\.json cannot be read"):
+        read_reports(tmp_path)
+
+
+def test_a_report_in_one_line() -> None:
+    assert summary_of({"summary": "fine", "n": 1}) == "fine"
+    assert (
+        summary_of({"tensors": 20, "ok": True, "parts": [1], "e": 0.123456}) == "tensors 20, ok yes, e 0.1235"
+    )
+    assert summary_of({"block": [1], "total": {"relative_rms": 0.5}}) == "relative rms 0.5"
+    assert summary_of({"a.bin": {"n": 1}, "b": {"m": "x"}, "c": {}}) == "a.bin: n 1; b: m x"
+    passed = {"passed": True, "relative": 3e-7}
+    assert summary_of({"kind": "streamed", "results": [passed, passed]}) == (
+        "kind streamed, 2 comparisons, all passed, at most 3e-07 off in parts of the reference"
+    )
+    assert summary_of({"results": [passed, {"passed": False}]}).startswith("2 comparisons, 1 FAILED")
+    assert summary_of([1, 2]) == "2 entries"
+    assert summary_of({}) == "0 entries"
+
+
+def test_attention_dp_and_replicas(others: Callable[..., Path]) -> None:
+    bundle = others("--tp", 1, "--ep", 2, "--dp", 4, "--config-only")
+    facts = json.loads(mm2c("inspect", bundle, "--json").stdout)
+    wanted = {"attention_dp": 2, "ranks": 2, "replicas": 2, "gpus": 4}
+    assert {name: facts["mapping"][name] for name in wanted} == wanted
+    assert [shard["attention_group"] for shard in facts["shards"]] == [0, 1]
+    assert [shard["experts"] for shard in facts["shards"]] == [[0, 2], [2, 4]]
+    assert [shard["query_heads"] for shard in facts["shards"]] == [[0, 4], [0, 4]]
+    assert facts["kv_bytes_per_token"] == 2 * 4 * 128 * 4
+    assert facts["collectives"]["matches"]
+    assert facts["collectives"]["per_layer"] == {"all_gather": 1, "reduce_scatter": 1}
+    shown = mm2c("inspect", bundle).stdout
+    assert "tp 1, ep 2, dp 4: 4 GPUs, 2 replicas of 2 ranks; attention-DP: 2 groups of 1 rank each" in shown
+    assert "2 rows of each attention group" in shown
+
+
+def test_a_graph_of_the_cuda_engine(others: Callable[..., Path]) -> None:
+    bundle = others("--tp", 2, "--engine", "cuda", "--config-only")
+    facts = json.loads(mm2c("inspect", bundle, "--json").stdout)
+    assert facts["engine"] == "cuda"
+    assert facts["graphs"][0]["ops"]["M2PagedAttention"] == 1
+    assert facts["collectives"]["matches"]
+    assert facts["kv_bytes_per_token"] == 2 * 4 * 128 * 2
+    assert facts["shards"][1]["query_heads"] == [2, 4]
+
+
+def test_a_bundle_whose_weights_stay_in_the_checkpoint(others: Callable[..., Path]) -> None:
+    bundle = others("--tp", 2, "--weights", "checkpoint")
+    facts = json.loads(mm2c("inspect", bundle, "--json").stdout)
+    assert facts["weights"] == "checkpoint"
+    assert not list(bundle.glob("rank*/*.safetensors"))
+    portable = [rank for rank in facts["ranks"] if rank["lowering"] == "portable"]
+    assert all(rank["weight_bytes"] > 300 * 128 * 2 for rank in portable)
+    assert "read from the checkpoint at every start" in mm2c("inspect", bundle).stdout
+
+
+def test_a_layer_is_drawn(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mm2c("inspect", bundles[0], "--picture")
+    assert result.exit_code == 0, result.output
+    assert ET.parse(tmp_path / "whole-rank0.svg").getroot().tag.endswith("svg")
+    assert (bundles[0] / "report" / "layer.svg").read_text() == (tmp_path / "whole-rank0.svg").read_text()
+    result = mm2c("inspect", bundles[1], "--picture", "own.svg", "--rank", 1, "--json")
+    assert json.loads(result.stdout)["picture"] == "own.svg"
+    assert "rank 1 of 2" in (tmp_path / "own.svg").read_text()
+    assert (
+        mm2c("inspect", bundles[1], "--picture", "-", "--rank", 1).stdout
+        == (tmp_path / "own.svg").read_text()
+    )
+    refused(mm2c("inspect", bundles[0], "--picture", "--rank", 2), "the bundle has 2 ranks", "0 to 1")
+    refused(mm2c("inspect", bundles[0], "--picture", tmp_path), "cannot be written", str(tmp_path))
+    refused(mm2c("inspect", bundles[0], "own.svg"), "add --picture")
 
 
 def test_it_is_shown_too_and_no_column_is_cut(bundles: tuple[Path, Path]) -> None:
@@ -100,7 +267,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path, verb: str, json_: tuple[st
     [
         ("tokenizer.json", "{}", ("tokenizer.json", "bytes, the manifest says")),
         ("manifest.json", "{", ("not valid JSON",)),
-        ("manifest.json", '{"format": 1}', ("format 1", "reads format 2", "build it again")),
+        ("manifest.json", '{"format": 1}', ("format 1", f"reads format {FORMAT}", "build it again")),
         ("rank0/model.onnx", None, ("model.onnx was altered", "--force")),
         ("config.json", "", ("config.json",)),
     ],

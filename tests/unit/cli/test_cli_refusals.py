@@ -125,11 +125,16 @@ def test_nothing_to_build_teaches(
     refused(mm2c("build", "--tp", 4, "--fp8"), "MM2C_CHECKPOINT")
 
 
-def test_fp8_of_a_bf16_checkpoint_is_refused(
-    mm2c: Callable[..., Result], random_checkpoint: Callable[..., Path], tmp_path: Path
+def test_two_formats_at_once_are_refused(
+    mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder = random_checkpoint(layers=1, quant="bf16")
-    refused(mm2c("build", folder, "--fp8", "-o", tmp_path / "out"), "no FP8 weights")
+    refused(mm2c("build", checkpoint, "--fp8", "--bf16", "-o", tmp_path / "out"), "exclude each other")
+
+
+def test_an_unknown_place_of_weights_is_refused(
+    mm2c: Callable[..., Result], checkpoint: Path, tmp_path: Path
+) -> None:
+    refused(mm2c("build", checkpoint, "--weights", "link", "-o", tmp_path / "out"), "copy", "checkpoint")
 
 
 @pytest.mark.parametrize("force", [(), ("--force",)])

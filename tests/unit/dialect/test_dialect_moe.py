@@ -79,7 +79,7 @@ def test_fp8_experts(shape: tuple[int, ...], block: tuple[int, int]) -> None:
     w13 = torch.randn(count, 2 * inner, hidden).to(torch.float8_e4m3fn)
     w2 = torch.randn(count, hidden, inner).to(torch.float8_e4m3fn)
     w13_scale = (torch.rand(count, 2 * -(-inner // n), -(-hidden // k)) + 0.1) / hidden**0.5
-    w2_scale = (torch.rand(count, -(-hidden // n), -(-inner // k)) + 0.1) / inner**0.5
+    w2_scale = (torch.rand(count, -(-hidden // k), -(-inner // n)) + 0.1) / inner**0.5
     weights, ids = choices(tokens, top_k, experts)
     x = torch.randn(tokens, hidden)
     inputs = [x, weights, ids, w13, w13_scale, w2, w2_scale]
@@ -100,7 +100,7 @@ def test_gate_and_up_have_blocks_of_their_own() -> None:
             w13,
             scale,
             w2,
-            torch.ones(1, 2, 1),
+            torch.ones(1, 1, 2),
         ],
         first_expert=0,
         block_n=2,

@@ -113,11 +113,11 @@ def test_hashes_are_remembered_and_a_damaged_memory_is_no_harm(
     check_contents(folder, entries(folder))
     hashed: list[Path] = []
 
-    def record(path: Path) -> str:
+    def record(path: Path, offset: int, size: int) -> bytes:
         hashed.append(path)
-        return ""
+        return b""
 
-    monkeypatch.setattr("mm2c_runtime.checksums._sha256", record)
+    monkeypatch.setattr("mm2c_runtime.checksums._digest", record)
     check_contents(folder, entries(folder))
     assert not hashed
     (memory,) = (tmp_path / "cache/mm2c/checksums").iterdir()
@@ -208,7 +208,7 @@ def test_who_wrote_a_bundle_spares_the_first_start_the_hashing(
 ) -> None:
     remember_contents(folder, entries(folder))
     hashed: list[Path] = []
-    monkeypatch.setattr("mm2c_runtime.checksums._sha256", lambda path: hashed.append(path) or "")
+    monkeypatch.setattr("mm2c_runtime.checksums._digest", lambda path, *_: hashed.append(path) or b"")
     check_contents(folder, entries(folder))
     assert hashed == []
     (folder / "tokenizer.json").write_bytes(b"tokenizer.jsoN" * 1000)

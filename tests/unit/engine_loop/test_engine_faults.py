@@ -16,6 +16,7 @@ from mm2c_runtime.completion import CompletionDelta, Stream
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.requests import parse_request
+from mm2c_runtime.scheduling.scheduler import Scheduler
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_loop_that_fails_in_the_middle_of_a_step_tells_everybody(
     def landed(self: object) -> Any:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(type(engine._scheduler), "_landed", landed)
+    monkeypatch.setattr(Scheduler, "_landed", landed)
     for name in "abc":
         assert listener.wait(name)["code"] == "UNAVAILABLE"
         assert "the engine has failed" in listener.wait(name)["message"]

@@ -69,6 +69,8 @@ CASES: list[tuple[str, dict[str, Any], list[Any], int]] = [
     ("GatherND", {"batch_dims": 2}, [X, np.array([[[2], [1], [0]], [[3], [3], [0]]], np.int64)], 2),
     ("Identity", {}, [X], 1),
     ("MatMul", {}, [X, Y.transpose(0, 2, 1)], 2),
+    ("Pad", {}, [X, i64(0, 1, 0, 2, 0, 3)], 1),
+    ("Pad", {}, [X, i64(0, 2), np.float32(-np.inf), i64(1)], 1),
     ("Reshape", {}, [X, i64(-1, 4)], 1),
     ("Reshape", {}, [X, i64(0, -1)], 1),
     ("Reshape", {"allowzero": 1}, [X[:0], i64(0, 6, 2)], 1),
@@ -102,7 +104,7 @@ def test_ops_are_onnxs(op: str, attributes: dict[str, Any], inputs: list[Any], t
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-HOSTED = [case for case in CASES if case[0] not in ("MatMul", "RMSNormalization", "GatherND")]
+HOSTED = [case for case in CASES if case[0] not in ("MatMul", "Pad", "RMSNormalization", "GatherND")]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_every_standard_op_of_the_lowering_is_here() -> None:
     from mm2c.lower.cuda import STANDARD_OPS
 
     assert standard.OPS.keys() == STANDARD_OPS
-    assert standard.OPS.keys() - shapes.OPS.keys() == {"GatherND", "MatMul", "RMSNormalization"}
+    assert standard.OPS.keys() - shapes.OPS.keys() == {"GatherND", "MatMul", "Pad", "RMSNormalization"}
 
 
 def test_rms_norm_rounds_before_it_scales() -> None:

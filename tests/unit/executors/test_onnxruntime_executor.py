@@ -149,7 +149,7 @@ def test_a_lowering_without_padding_takes_one_row_or_one_token(tmp_path: Path):
 
 def test_a_failing_run_is_an_internal_error(executor: Executor, monkeypatch: pytest.MonkeyPatch):
     executor.forward(decode([1], [0]))
-    plan = executor._plans[1]  # type: ignore[attr-defined]
+    plan = executor._plans[1,]  # type: ignore[attr-defined]
     monkeypatch.setattr(type(plan), "run", lambda self: (_ for _ in ()).throw(RuntimeError("no memory")))
     with pytest.raises(RequestError, match=r"INTERNAL: .* step 1: no memory"):
         executor.forward(decode([1], [0]))

@@ -197,6 +197,36 @@ def test_ranks_have_the_same_nodes(traced: Any) -> None:
     assert first == [0, 0, 4, 4]
 
 
+@pytest.mark.parametrize(("tp", "ep"), [(1, 2), (1, 8), (2, 4)])
+def test_attention_groups_exchange_their_tokens(traced: Any, tp: int, ep: int) -> None:
+    mapping = Mapping(tp, ep, dp=ep // tp)
+    ranks = [lower_cuda(shard(traced(FP8), CONFIG, mapping.at(rank))) for rank in range(mapping.ranks)]
+    names = [[(n.op_type, n.name) for n in rank.model.graph] for rank in ranks]
+    assert names[1:] == names[:1] * (mapping.ranks - 1)
+    rank = ranks[-1]
+    found, layers = counts(rank), CONFIG.layers
+    assert set(found) <= PLUGIN_OPS | STANDARD_OPS
+    assert found["M2MoeFp8"] == layers
+    assert found["M2AddRmsNorm"] == 2 * layers - 1  # in front of the last norm rows are picked from the sum
+    assert found["DistCollective"] == 2 * layers + (3 * layers + 2 if tp > 1 else 0)
+    given = [value.name for value in rank.model.graph.inputs]
+    assert given[:6] == ["input_ids", "past_len", "new_len", "block_table", "step_tokens", "k_cache.0"]
+    for node in rank.model.graph:
+        if node.op_type == "DistCollective" and ".mlp." in str(node.name):
+            assert node.outputs[0].dtype == BF16  # of activations, not of logits
+
+
+def test_a_padded_vocabulary_stays_f32(traced: Any) -> None:
+    """97 entries over 2 ranks: cut, filled up and gathered in f32, as the head gives them."""
+    for rank in (0, 1):
+        graph = lower_cuda(shard(traced(FP8), CONFIG, Mapping(2, rank=rank))).model.graph
+        behind = [n for n in graph if str(n.name).startswith("lm_head")]
+        assert [n.op_type for n in behind] == [
+            "M2DenseLinear", "Slice", "CastLike", "Pad", "DistCollective", "Slice",
+        ]  # fmt: skip
+        assert {n.outputs[0].dtype for n in behind} == {F32}
+
+
 def test_what_the_engine_does_not_know_is_a_defect(traced: Any) -> None:
     graph = RankGraph(traced(FP8).model.clone(), traced(FP8).recipes)
     logits = graph.model.graph.outputs[0]

@@ -43,7 +43,7 @@ def built(bundle: Path, lowering: str, tp: int) -> tuple[list[Program], list[Pat
     for rank, program in enumerate(ranks):
         entries = write_weights(bundle / f"rank{rank}" / WEIGHTS[lowering], program.recipes)
         files, record = build(
-            program, bundle, rank=rank, lowering=lowering, entries=entries, kv=kv_spec(CONFIG, tp)
+            program, bundle, rank=rank, lowering=lowering, entries=entries, kv=kv_spec(CONFIG, Mapping(tp))
         )
         assert record.rank == rank
         assert [bundle / s.file for s in record.segments] == files
@@ -89,9 +89,9 @@ def test_a_bad_entry_is_named(tmp_path: Path) -> None:
     dtype, shape, offset, length = entries["model.norm.weight"]
     wrong = {**entries, "model.norm.weight": (dtype, shape, offset, length + 4)}
     with pytest.raises(ValueError, match=r"model\.norm\.weight is f32\[128\] of 516 bytes"):
-        build(program, tmp_path, rank=0, lowering="fast", entries=wrong, kv=kv_spec(CONFIG, 1))
+        build(program, tmp_path, rank=0, lowering="fast", entries=wrong, kv=kv_spec(CONFIG, Mapping()))
     with pytest.raises(ValueError, match=r"has no tensor"):
-        build(program, tmp_path, rank=0, lowering="fast", entries={}, kv=kv_spec(CONFIG, 1))
+        build(program, tmp_path, rank=0, lowering="fast", entries={}, kv=kv_spec(CONFIG, Mapping()))
 
 
 @pytest.mark.parametrize("tp", [1, 2])

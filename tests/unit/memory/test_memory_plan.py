@@ -7,7 +7,7 @@ import pytest
 from mm2c.checkpoint import recipes_for_config
 from mm2c.config import BuildOptions, Mapping, ModelConfig, Rope, WeightFormats
 from mm2c.errors import UserError
-from mm2c.host_memory import check_host_memory, host_memory
+from mm2c.host_memory import check_host_memory, host_memory, host_needs
 from mm2c.memory import plan_memory
 from mm2c_runtime.weights.evaluate import nbytes
 
@@ -143,3 +143,31 @@ def test_host_report() -> None:
     assert report["kv_bytes"] == 8 * 512 * report["kv_bytes_per_token"]
     assert "weights" in report["summary"]
     assert 0 < report["available_bytes"] == host_memory()
+
+
+@pytest.mark.parametrize(
+    "mapping", [Mapping(2), Mapping(4, 2), Mapping(1, 4, 4), Mapping(2, 4, 2), Mapping(2, 4, 4)]
+)
+def test_the_cpu_holds_all_ranks_of_a_replica(mapping: Mapping) -> None:
+    options = BuildOptions(mapping, context=256, max_rows=3)
+    plan = plan_memory(SMALL, WeightFormats(), mapping, context=256, weight_dtype="f32", kv_dtype="f32")
+    needs = host_needs(SMALL, options)
+    assert len(plan.ranks) == mapping.ranks
+    assert needs.weights == sum(rank.weights.total for rank in plan.ranks)
+    assert needs.tokens == mapping.attention_dp * 3 * 256
+    assert needs.cache == 3 * 256 * sum(rank.kv_per_token for rank in plan.ranks)
+    with pytest.raises(UserError) as caught:
+        check_host_memory(SMALL, options, needs.total - needs.cache // 2)
+    room = int(caught.value.remedy.split()[1])
+    assert check_host_memory(SMALL, BuildOptions(mapping, context=room, max_rows=3), needs.total)
+
+
+def test_groups_and_replicas_of_attention_dp() -> None:
+    plan = plan_memory(SMALL, FP8, Mapping(2, 4, 4), rows=4, context=256)
+    assert (len(plan.ranks), plan.replicas) == (4, 2)
+    assert plan.kv_per_token == 2 * plan.ranks[0].kv_per_token  # a token lies on the two ranks of its group
+    assert plan.total == 8 * plan.per_rank
+    assert plan.kv_capacity_tokens(plan.per_rank) == 4 * plan.tokens
+    whole = plan_memory(SMALL, FP8, Mapping()).ranks[0].weights
+    assert sum(rank.weights.experts for rank in plan.ranks) == whole.experts
+    assert sum(rank.weights.attention for rank in plan.ranks) == 2 * whole.attention

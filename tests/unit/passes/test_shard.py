@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from hand_graph import RandomCheckpoint, fp8_everywhere, hand_graph, model_config
 
+from mm2c.collectives import plan_collectives
 from mm2c.config import Mapping, ModelConfig
 from mm2c.errors import UserError
 from mm2c.passes.edit import PassError
@@ -19,10 +20,12 @@ from mm2c_runtime.weights.evaluate import evaluate
 
 CONFIG = model_config(hidden=128, heads=8, kv_heads=4, head_dim=128, intermediate=512, experts=8, vocab=97)
 CUTS = [(2, 1), (4, 1), (2, 2), (4, 2), (4, 4)]
+ALL_CUTS = [*CUTS, (8, 1), (8, 8), (1, 2), (1, 8), (2, 4), (4, 8)]
 
 
 def ranks(graph: RankGraph, config: ModelConfig, tp: int, ep: int) -> list[RankGraph]:
-    return [shard(graph, config, Mapping(tp, ep, rank=rank)) for rank in range(tp)]
+    mapping = Mapping(tp, ep, dp=max(ep // tp, 1))
+    return [shard(graph, config, mapping.at(rank)) for rank in range(mapping.ranks)]
 
 
 def text(graph: RankGraph) -> bytes:
@@ -74,6 +77,71 @@ def test_three_all_reduces_a_layer(tp: int, ep: int) -> None:
         for node in collectives(own):
             assert node.attributes["nb_rank"].as_int() == tp
             assert list(node.attributes["groups"].as_ints()) == list(range(tp))
+
+
+@pytest.mark.parametrize(("tp", "ep"), ALL_CUTS)
+@pytest.mark.parametrize("fp8", [False, True])
+def test_the_graph_has_the_planned_collectives(tp: int, ep: int, fp8: bool) -> None:
+    graph = hand_graph(CONFIG, fp8_everywhere(CONFIG) if fp8 else None)
+    mapping = Mapping(tp, ep, dp=max(ep // tp, 1))
+    planned = plan_collectives(CONFIG, mapping, tokens=1, rows=1, itemsize=4)
+    for own in ranks(graph, CONFIG, tp, ep):
+        nodes = collectives(own)
+        kinds = [n.attributes["collective_operation"].as_string() for n in nodes]
+        assert [(n.name, kind) for n, kind in zip(nodes, kinds, strict=True)] == [
+            (message.name, message.kind) for message in planned
+        ]
+        for node, message in zip(nodes, planned, strict=True):
+            over_tokens = ".tokens." in message.name or message.kind == "reduce_scatter"
+            groups = mapping.token_groups if over_tokens else mapping.tp_groups
+            assert list(node.attributes["groups"].as_ints()) == [rank for group in groups for rank in group]
+            assert node.attributes["group_size"].as_int() == len(groups[0])
+            assert node.attributes["nb_rank"].as_int() == mapping.ranks
+
+
+def test_a_collective_too_many_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mm2c.passes.shard.plan_collectives", lambda *a, **k: plan_collectives(*a, **k)[:-1])
+    with pytest.raises(PassError, match=r"8 collectives, 7 planned; they differ in .*lm_head.all_gather"):
+        shard(hand_graph(CONFIG), CONFIG, Mapping(2))
+
+
+@pytest.mark.parametrize(("tp", "ep"), [(1, 2), (2, 4)])
+def test_attention_dp_has_an_input_more(tp: int, ep: int) -> None:
+    graph = hand_graph(CONFIG)
+    for own in ranks(graph, CONFIG, tp, ep):
+        names = [value.name for value in own.model.graph.inputs]
+        assert names[:5] == ["input_ids", "past_len", "new_len", "step_tokens", "k_cache.0"]
+        assert str(own.model.graph.inputs[3].shape) == "[1]"
+        for node in own.model.graph:
+            if node.op_type == "M2Attention" and tp == 1:
+                assert node.attributes["heads"].as_int() == CONFIG.heads
+    first = [
+        next(n for n in own.model.graph if n.op_type == "M2MoeExpertsBf16")
+        .attributes["first_expert"]
+        .as_int()
+        for own in ranks(graph, CONFIG, tp, ep)
+    ]
+    assert first == [CONFIG.experts // ep * rank for rank in range(ep)]
+
+
+@pytest.mark.parametrize("tp", [2, 8])
+def test_missing_logits_are_the_least_there_are(tp: int) -> None:
+    """97 entries: the last rank lacks some, and every rank has the same nodes for it."""
+    rows = -(-CONFIG.vocab // tp)
+    for rank, own in enumerate(ranks(hand_graph(CONFIG), CONFIG, tp, 1)):
+        pad = next(n for n in own.model.graph if n.op_type == "Pad")
+        missing = own.model.graph.initializers["vocabulary.missing"].const_value
+        least = own.model.graph.initializers["vocabulary.least"].const_value
+        assert missing is not None
+        assert least is not None
+        assert missing.numpy().tolist() == [0, rows - min(rows, CONFIG.vocab - rank * rows)]
+        assert np.isneginf(least.numpy())
+        assert [user.op_type for user in pad.outputs[0].consumers()] == ["DistCollective"]
+
+
+def test_a_vocabulary_that_tp_divides_is_not_padded() -> None:
+    config = model_config()
+    assert not any(n.op_type == "Pad" for n in shard(hand_graph(config), config, Mapping(2)).model.graph)
 
 
 def test_both_sums_of_squares_travel_in_one_message() -> None:
@@ -173,8 +241,8 @@ def test_same_input_same_graph() -> None:
 
 
 def test_an_illegal_cut_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="KV heads"):
-        shard(hand_graph(CONFIG), CONFIG, Mapping(8))
+    with pytest.raises(UserError, match="query heads"):
+        shard(hand_graph(CONFIG), CONFIG, Mapping(3))
 
 
 def test_a_graph_of_another_model_is_a_defect() -> None:

@@ -12,9 +12,10 @@ import numpy as np
 
 from mm2c_runtime.errors import BundleError, RequestError
 from mm2c_runtime.executors.base import KvFacts
+from mm2c_runtime.executors.batch import Together
 from mm2c_runtime.manifest import Limits
 from mm2c_runtime.ranks.worker import parse, work
-from mm2c_runtime.step import RowResult, StepBatch, StepResult
+from mm2c_runtime.step import RowResult, StepBatch, StepResult, TokenLogprobs
 
 
 class ToyRank:
@@ -31,17 +32,32 @@ class ToyRank:
         return np.full((len(batch.rows), 3), self.rank, np.float32)
 
     def step(self, batch: StepBatch) -> StepResult:
+        if self.rank and any(row.bitmask is not None or row.history for row in batch.rows):
+            raise RuntimeError("a mask or a history was sent to a rank that does not sample")
+        return self._step(batch)
+
+    def _step(self, batch: StepBatch) -> StepResult:
         what, _, who = self.behaviour.partition("@")
         if batch.step_id > 1 and (not who or str(self.rank) in who.split(",")):
             self._misbehave(what)
         rows = []
         for row in batch.rows:
-            if self.rank and (row.bitmask is not None or row.history):
-                raise RuntimeError("a mask or a history was sent to a rank that does not sample")
             mask = row.bitmask.result() if hasattr(row.bitmask, "result") else row.bitmask
             bits = 0 if mask is None else sum(word.bit_count() for word in mask.view(np.uint32).tolist())
             rows.append(RowResult(row.row, token=100 * row.row + bits))
         return StepResult(batch.step_id, rows)
+
+    def joint_forward(self, batch: StepBatch | None, agreed: Together) -> np.ndarray | None:
+        return None if batch is None else self.forward(batch)
+
+    def joint_step(self, batch: StepBatch | None, agreed: Together) -> StepResult | None:
+        """Of a rank that may be the first of its group; the log probability of a token is what the groups agreed on."""
+        if batch is None:
+            return None
+        result = self._step(batch)
+        for row in result.rows:
+            row.logprobs = TokenLogprobs(agreed.tokens + 0.5 * agreed.decode, [])
+        return result
 
     def close(self) -> None:
         print(f"toy rank {self.rank} closed", file=sys.stderr)

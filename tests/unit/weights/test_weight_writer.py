@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,17 +22,17 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from mm2c.checkpoint import Checkpoint
-from mm2c.checkpoint.shard import TensorInfo
 from mm2c.errors import UserError
 from mm2c.weights import writer
+from mm2c.weights.finite import require_finite
 from mm2c.weights.layout import ALIGNMENT, WeightJob, lay_out, shared_order
-from mm2c.weights.writer import write_all
+from mm2c.weights.shards import Shards
+from mm2c.weights.writer import Repack, write_all
 from mm2c_runtime.weights.dtypes import NUMPY
 from mm2c_runtime.weights.evaluate import evaluate
-from mm2c_runtime.weights.recipe import Cast, Dequantize, Interleave, Recipe, Slice, Source, Stack, Transpose
+from mm2c_runtime.weights.recipe import Cast, Dequantize, Interleave, Recipe, Slice, Source, Transpose
 
 Make = Callable[..., Path]
-EXPERTS = "model.layers.0.mlp.experts"
 
 
 def write_one(
@@ -96,23 +99,16 @@ def test_whole_checkpoint(random_checkpoint: Make, tmp_path: Path, quant: str) -
 
 
 def test_all_ranks_and_lowerings_in_one_pass(random_checkpoint: Make, tmp_path: Path) -> None:
-    class Counting(Checkpoint):
-        read: dict[str, int] = {}  # noqa: RUF012
-
-        def read_rows(self, key: str, start: int, stop: int) -> Any:
-            self.read[key] = self.read.get(key, 0) + stop - start
-            return super().read_rows(key, start, stop)
-
-    with Counting.open(random_checkpoint()) as checkpoint:
+    with Checkpoint.open(random_checkpoint()) as checkpoint:
         jobs = []
         for rank in range(2):
             portable = rank_recipes(checkpoint.recipes(), rank, 2)
             jobs.append(WeightJob(tmp_path / f"portable{rank}", portable))
             jobs.append(WeightJob(tmp_path / f"fast{rank}", fast_recipes(portable)))
-        written = write_all(jobs, checkpoint)
-        assert isinstance(checkpoint, Counting)
-        once = {name: info.shape[0] for name, info in checkpoint.tensors.items()}
-        assert checkpoint.read == once  # every tensor read exactly once, for four files
+        repack = Repack(jobs, checkpoint)
+        written = repack.run()
+        once = sum(info.nbytes for info in checkpoint.tensors.values())
+        assert repack.bytes_read == once  # every tensor read exactly once, for four files
         for job, result in zip(jobs, written, strict=True):
             check_file(job.path, job.recipes, checkpoint, result)
 
@@ -234,31 +230,36 @@ with Checkpoint.open(sys.argv[1]) as checkpoint:
 def test_no_space_left_removes_every_file(
     random_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = writer._Output.write
+    real = os.pwrite
 
-    def failing(self: Any, data: memoryview) -> None:
-        if self.path.name == "b" and self.written > 100_000:
-            raise writer._user_error(OSError(errno.ENOSPC, "No space left on device"), self.path)
-        real(self, data)
+    def failing(handle: int, data: memoryview, place: int) -> int:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith("/b"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data, place)
 
-    monkeypatch.setattr(writer._Output, "write", failing)
+    monkeypatch.setattr(os, "pwrite", failing)
     with Checkpoint.open(random_checkpoint()) as checkpoint:
         recipes = checkpoint.recipes()
         jobs = [WeightJob(tmp_path / name, recipes) for name in ("a", "b")]
         with pytest.raises(UserError, match="disk full while writing b"):
-            write_all(jobs, checkpoint)
+            write_all(jobs, checkpoint, journal=tmp_path / "journal")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("where", ["a thread", "the main thread"])
 def test_interrupted_pass_removes_every_file(
-    random_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    random_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def interrupted(self: Any, key: str, start: int, stop: int) -> Any:
-        raise KeyboardInterrupt
+    def interrupted(*_: object) -> None:
+        if where == "a thread":
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)  # Python delivers it to the main thread
+        time.sleep(0.2)
 
-    monkeypatch.setattr(Checkpoint, "read_rows", interrupted)
+    monkeypatch.setattr(Shards, "read", interrupted)
+    monkeypatch.setattr("mm2c.weights.sources.require_finite", lambda *_, **__: None)
     with Checkpoint.open(random_checkpoint()) as checkpoint, pytest.raises(KeyboardInterrupt):
-        write_one(checkpoint.recipes(), checkpoint, tmp_path / "w")
+        write_all([WeightJob(tmp_path / "w", checkpoint.recipes())], checkpoint, journal=tmp_path / "journal")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -268,22 +269,20 @@ def test_unwritable_folder(random_checkpoint: Make, tmp_path: Path) -> None:
         write_one(checkpoint.recipes(), checkpoint, tmp_path / "w")
 
 
-def test_experts_are_streamed_one_by_one() -> None:
-    """Peak memory does not grow with the number of experts."""
-    parts = tuple(Source(f"e{i}", "e4m3", (64, 64)) for i in range(16))
-    live: list[str] = []
-
-    class Reader:
-        def __init__(self) -> None:
-            info = TensorInfo("x", "e4m3", (64, 64), 0, 4096)
-            self.tensors = {part.key: info for part in parts}
-
-        def read_rows(self, key: str, start: int, stop: int) -> Any:
-            live.append(key)
-            return np.zeros((stop - start, 64), np.uint8).view(NUMPY["e4m3"])
-
-    jobs = [WeightJob(Path(name), {EXPERTS: Stack(parts)}) for name in ("a", "b")]
-    reader = writer.SharedReader(Reader())
-    order = [number for number, _ in writer._together(jobs, shared_order(jobs)[0], reader)]
-    assert order == [0, 1] * 16  # in step, expert by expert
-    assert live == [part.key for part in parts]
+@pytest.mark.parametrize("dtype", ["e4m3", "bf16", "f16", "f32"])
+def test_every_code_that_is_no_number_is_found_and_no_other(dtype: str) -> None:
+    """All codes of eight and sixteen bits; of 32 those around the edges."""
+    itemsize = NUMPY[dtype].itemsize
+    unsigned = np.dtype(f"u{itemsize}")
+    if itemsize == 4:
+        edges = np.array([0, 1, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF], unsigned)
+        codes = np.concatenate([edges, edges | unsigned.type(0x80000000)])
+    else:
+        codes = np.arange(1 << 8 * itemsize, dtype=unsigned)
+    finite = np.isfinite(codes.view(NUMPY[dtype]).astype(np.float32))
+    require_finite("w", codes[finite].view(NUMPY[dtype]))
+    for code in codes[~finite][:: max(1, (~finite).sum() // 200)]:
+        row = np.zeros((3, 2), unsigned)
+        row[2, 1] = code
+        with pytest.raises(UserError, match=r"w\[7, 1\] is -?(nan|inf)"):
+            require_finite("w", row.view(NUMPY[dtype]), first_row=5)

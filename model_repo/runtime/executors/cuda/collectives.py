@@ -31,6 +31,9 @@ class Collectives(Protocol):
     def all_gather(self, x: Tensor, axis: int, group: tuple[int, ...]) -> Tensor:
         """The group's tensors, equal in shape, one after another along ``axis``."""
 
+    def reduce_scatter(self, x: Tensor, axis: int, group: tuple[int, ...]) -> Tensor:
+        """Of the sum over the group, this rank's equal part along ``axis``."""
+
     def least(self, value: int) -> int:
         """The smallest of all ranks' values; they wait for each other."""
 
@@ -50,6 +53,9 @@ class SingleRank:
         pass
 
     def all_gather(self, x: Tensor, axis: int, group: tuple[int, ...]) -> Tensor:
+        return x
+
+    def reduce_scatter(self, x: Tensor, axis: int, group: tuple[int, ...]) -> Tensor:
         return x
 
     def least(self, value: int) -> int:
@@ -93,6 +99,21 @@ class TorchCollectives:
         return parts.movedim(0, axis).reshape(
             *x.shape[:axis], len(group) * x.shape[axis], *x.shape[axis + 1 :]
         )
+
+    def reduce_scatter(self, x: Tensor, axis: int, group: tuple[int, ...]) -> Tensor:
+        import torch.distributed as dist
+
+        size, rest = divmod(x.shape[axis], len(group))
+        if rest:
+            raise ValueError(f"axis {axis} of {list(x.shape)} cannot be cut for {len(group)} ranks")
+        if not self.capturable:  # gloo has none that takes tensors of a GPU
+            whole = x.clone()
+            dist.all_reduce(whole, group=self._groups[group])
+            return whole.narrow(axis, group.index(self.rank) * size, size)
+        parts = x.movedim(axis, 0).contiguous()
+        own = parts.new_empty((size, *parts.shape[1:]))
+        dist.reduce_scatter_tensor(own, parts, group=self._groups[group])
+        return own.movedim(0, axis)
 
     def least(self, value: int) -> int:
         import torch.distributed as dist

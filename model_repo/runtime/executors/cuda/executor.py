@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mm2c_runtime.errors import RequestError
 from mm2c_runtime.executors.base import KvFacts
-from mm2c_runtime.executors.batch import check_batch
+from mm2c_runtime.executors.batch import Together, check_batch, together
 from mm2c_runtime.executors.cuda.collectives import Collectives, SingleRank
 from mm2c_runtime.executors.cuda.device import is_lost, open_device
 from mm2c_runtime.executors.cuda.loading import load_rank
@@ -36,7 +36,11 @@ class CudaExecutor:
     ``ops`` replace the plugin library, and then ``device`` may be "cpu": the control path is the same but for the
     CUDA graphs. ``kv_tokens``: tokens of KV cache; without it, all that is left of the GPU's memory, at most every
     row full. The attribute of that name says what it came to. ``forward_seconds`` is how long the last model run
-    took, sampling left out. Ranks other than 0 do not sample: their results are empty.
+    took, sampling left out. Only the first rank of an attention group samples: the results of others are empty.
+
+    Of several attention groups this one runs the batches of its own, ``group``: each of its steps is a joint one, which
+    all ranks run, with what they agreed on. A batch that is refused fails after a dummy row was run in its place, so
+    that the other groups go on.
 
     ``step`` raises ConnectionError where the GPU's context is lost, RequestError("INTERNAL") for any other failure
     of the device, ValueError for a batch against the protocol, before anything has run.
@@ -62,6 +66,8 @@ class CudaExecutor:
         self._device = open_device(device)
         loaded = load_rank(Path(bundle), manifest, self._collectives, self._device, ops)
         self._program = loaded.program
+        self.group, place = divmod(rank, manifest.mapping.tp)
+        self._groups, self._samples = manifest.mapping.attention_dp, place == 0
         self._limits = manifest.limits
         self._stepper = make_stepper(loaded, self._collectives, self._device, kv_tokens, where=str(bundle))
         self._sampler = Sampler(self._program.vocab)
@@ -79,32 +85,69 @@ class CudaExecutor:
     def kv(self) -> KvFacts:
         """Of this rank; every rank has the same pages."""
         tables, kv = self._stepper.tables, self._program.kv
-        return KvFacts(tables.rows, self._limits.context, kv.bytes_per_token, kv.page, tables.pages)
+        rows, context = self._limits.max_rows + 1, self._limits.context
+        return KvFacts(rows, context, kv.bytes_per_token, kv.page, tables.pages, self._groups)
 
     def forward(self, batch: StepBatch) -> NDArray[np.float32]:
         """As ``Executor.forward``. A prefill may have several rows, neighbours in order, padded to the longest."""
-        with self._running(batch):
-            found: NDArray[np.float32] = self._forward(batch).cpu().numpy()
-            return found.copy() if self._device.type == "cpu" else found
+        found = self.forwards(self._alone(batch))[0]
+        assert found is not None
+        return found
+
+    def forwards(self, batches: Sequence[StepBatch | None]) -> list[NDArray[np.float32] | None]:
+        """As ``Executor.forwards``, but that only this rank's group has logits."""
+        own = self.joint_forward(batches[self.group], together(batches, self._limits))
+        return [own if group == self.group else None for group in range(self._groups)]
 
     def step(self, batch: StepBatch) -> StepResult:
         """As ``Executor.step``."""
-        for released in batch.released:
-            self._sampler.release(released)
-        for copy in batch.copies:
-            self._sampler.copy(copy.source, copy.target)
-        for row in batch.rows:
-            self._sampler.observe(row)
+        found = self.steps(self._alone(batch))[0]
+        assert found is not None
+        return found
+
+    def steps(self, batches: Sequence[StepBatch | None]) -> list[StepResult | None]:
+        """As ``Executor.steps``, but that only this rank's group has a result, and raises what failed there."""
+        own = self.joint_step(batches[self.group], together(batches, self._limits))
+        return [own if group == self.group else None for group in range(self._groups)]
+
+    def joint_forward(self, batch: StepBatch | None, agreed: Together) -> NDArray[np.float32] | None:
+        """This group's part of ``forwards``: the same ``agreed`` on all ranks."""
+        with self._running(batch):
+            logits, refused = self._forward(batch, agreed)
+            found: NDArray[np.float32] = logits.cpu().numpy()
+        if refused is not None:
+            raise refused
+        if batch is None:
+            return None
+        return found.copy() if self._device.type == "cpu" else found
+
+    def joint_step(self, batch: StepBatch | None, agreed: Together) -> StepResult | None:
+        """This group's part of ``steps``: the same ``agreed`` on all ranks."""
+        if batch is not None:
+            for released in batch.released:
+                self._sampler.release(released)
+            for copy in batch.copies:
+                self._sampler.copy(copy.source, copy.target)
+            for row in batch.rows:
+                self._sampler.observe(row)
         with self._running(batch):
             self._watch.start()
-            logits = self._last(self._forward(batch), batch.rows)
+            logits, refused = self._forward(batch, agreed)
+            if batch is None or refused is not None:
+                self._watch.stop()
+                self._stepper.wait()
+                self.forward_seconds = self._watch.seconds()
+                if refused is not None:
+                    raise refused
+                return None
+            logits = self._last(logits, batch.rows)
             self._watch.stop()
-            results = self._draw.sample(logits, batch.rows) if self.rank == 0 else _finite(logits, batch.rows)
+            results = self._draw.sample(logits, batch.rows) if self._samples else _finite(logits, batch.rows)
             self.forward_seconds = self._watch.seconds()
             for step, result in zip(batch.rows, results, strict=True):
                 if result.error == NON_FINITE:
                     clear_pages(self._stepper.caches, self._stepper.tables.of(step.row))
-        return StepResult(batch.step_id, results if self.rank == 0 else [])
+        return StepResult(batch.step_id, results if self._samples else [])
 
     def close(self) -> None:
         self._stepper.close()
@@ -113,7 +156,7 @@ class CudaExecutor:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _running(self, batch: StepBatch) -> Iterator[None]:
+    def _running(self, batch: StepBatch | None) -> Iterator[None]:
         """On this rank's device, without autograd; failures of the device as the protocol has them."""
         try:
             with torch.inference_mode():
@@ -126,12 +169,30 @@ class CudaExecutor:
                 raise ConnectionError(f"{self._device} is lost: {reason}") from error
             if isinstance(error, (RequestError, ValueError, ConnectionError)):
                 raise
-            raise RequestError(
-                "INTERNAL", f"step {batch.step_id} failed on {self._device}: {reason}"
-            ) from error
+            which = "a step" if batch is None else f"step {batch.step_id}"
+            raise RequestError("INTERNAL", f"{which} failed on {self._device}: {reason}") from error
 
-    def _forward(self, batch: StepBatch) -> Tensor:
-        """Table changes, then the model. Logits on the device, valid until the next step."""
+    def _forward(self, batch: StepBatch | None, agreed: Together) -> tuple[Tensor, ValueError | None]:
+        """Table changes, then the model. Logits on the device, valid until the next step; a refused batch's are a
+        dummy row's where other groups need this one, else it raises."""
+        refused = None
+        rows: Sequence[RowStep] = []
+        try:
+            if batch is not None:
+                rows = self._given(batch)
+        except ValueError as error:
+            if self._groups == 1:
+                raise
+            refused = error
+        if agreed.decode:
+            logits = self._stepper.decode(rows, agreed.tokens if self._groups > 1 else 0)
+            return (logits[:, None] if self._program.logits == "all" else logits), refused
+        if self._groups > 1:
+            return self._stepper.beside(rows, agreed.tokens), refused
+        return self._stepper.prefill(rows), None
+
+    def _given(self, batch: StepBatch) -> list[RowStep]:
+        """The rows of a batch, which was checked; the tables know of it."""
         tables = self._stepper.tables
         for released in batch.released:
             tables.release(released)
@@ -140,10 +201,11 @@ class CudaExecutor:
         self._check(batch)
         for row in batch.rows:
             tables.give(row)
-        if batch.kind == "decode":
-            logits = self._stepper.decode(batch.rows)
-            return logits[:, None] if self._program.logits == "all" else logits
-        return self._stepper.prefill(batch.rows)
+        return batch.rows
+
+    def _alone(self, batch: StepBatch) -> list[StepBatch | None]:
+        """The first group's batch, and none for the others."""
+        return [batch, *[None] * (self._groups - 1)]
 
     def _last(self, logits: Tensor, rows: Sequence[RowStep]) -> Tensor:
         """The logits of each row's last token."""
@@ -159,8 +221,11 @@ class CudaExecutor:
                 raise ValueError(f"a token id is outside the vocabulary of {self._program.vocab}")
         if batch.kind == "decode" and len(batch.rows) > self._limits.max_rows:
             raise ValueError(f"{len(batch.rows)} rows: a decode step has at most {self._limits.max_rows}")
-        if width > self._stepper.most_tokens:
-            raise ValueError(f"{width} tokens of a row: a step takes at most {self._stepper.most_tokens}")
+        most = self._stepper.most_tokens
+        if width > most:
+            raise ValueError(f"{width} tokens of a row: a step takes at most {most}")
+        if self._groups > 1 and width * len(batch.rows) > most:  # of one run of the model
+            raise ValueError(f"{len(batch.rows)} rows of {width} tokens: a joint step takes at most {most}")
 
 
 def _finite(logits: Tensor, rows: Sequence[RowStep]) -> list[RowResult]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.executors.cuda.collectives import Collectives
+from mm2c_runtime.executors.cuda.dtypes import ITEMSIZE
 from mm2c_runtime.executors.cuda.model import RankModel
 from mm2c_runtime.executors.cuda.ops import Ops
 from mm2c_runtime.executors.cuda.plugin_ops import PluginOps, open_library
@@ -49,21 +51,37 @@ def load_rank(
     assert manifest.cuda is not None
     if ops is None:
         ops = PluginOps(open_library(bundle, manifest.cuda.library, manifest.cuda.version), device)
-    file = open_weights(bundle / spec.weights, program.weights)
     began = time.monotonic()
     try:
-        weights = load_weights(file, device)
+        size, weights = _weights(bundle / spec.weights, manifest, program, device)
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)
+        size = sum(ITEMSIZE[kind.dtype] * math.prod(kind.shape) for kind in program.weights.values())
         raise BundleError(
-            f"the weights take {file.size / 2**30:.2f} GiB, {free / 2**30:.2f} of the GPU's {total / 2**30:.2f} GiB "
+            f"the weights take {size / 2**30:.2f} GiB, {free / 2**30:.2f} of the GPU's {total / 2**30:.2f} GiB "
             "are free",
-            where=str(file.path),
+            where=str(bundle / spec.weights),
             remedy="end other programs on this GPU, build for more ranks (--tp), or serve on a GPU with more memory",
         ) from None
     seconds = time.monotonic() - began
-    log.info("weights: %.2f GiB in %.1f s", file.size / 2**30, seconds)
-    return LoadedRank(program, RankModel(program, weights, ops, collectives, device), ops, file.size)
+    log.info("weights: %.2f GiB in %.1f s", size / 2**30, seconds)
+    return LoadedRank(program, RankModel(program, weights, ops, collectives, device), ops, size)
+
+
+def _weights(
+    path: Path, manifest: Manifest, program: Program, device: torch.device
+) -> tuple[int, dict[str, torch.Tensor]]:
+    """The rank's tensors on the device, and their bytes: from the bundle's file, or from the checkpoint."""
+    if manifest.weights == "copy":
+        file = open_weights(path, program.weights)
+        return file.size, load_weights(file, device)
+    from mm2c_runtime.executors.cuda.recipe_weights import load_from_checkpoint, open_recipes
+    from mm2c_runtime.weights.checkpoint import StoredCheckpoint, checkpoint_folder
+
+    assert manifest.checkpoint is not None  # or nothing can be served, and that was asked before
+    with StoredCheckpoint.open(checkpoint_folder(manifest.checkpoint), manifest.checkpoint) as checkpoint:
+        recipes = open_recipes(path, program.weights, checkpoint)
+        return recipes.size, load_from_checkpoint(recipes, checkpoint, device)
 
 
 def _rank(bundle: Path, manifest: Manifest, collectives: Collectives) -> CudaRank:
@@ -97,6 +115,7 @@ def _check(bundle: Path, manifest: Manifest, spec: CudaRank, program: Program) -
         "context": (limits.context, program.context),
         "rows": (limits.max_rows, program.max_rows),
         "prefill chunk": (limits.prefill_chunk, program.prefill_chunk),
+        "exchange of tokens between groups": (manifest.mapping.attention_dp > 1, program.together),
         "KV cache": (
             (kv.dtype, kv.page, kv.layers, kv.kv_heads, kv.head_dim),
             (program.kv.dtype, program.kv.page, program.kv.layers, program.kv.kv_heads, program.kv.head_dim),

@@ -111,7 +111,7 @@ def pages_that_fit(program: Program, room: Room, kv_tokens: int | None, *, where
     kv = program.kv
     page_bytes = kv.page * kv.bytes_per_token
     wanted = pages_wanted(program, kv_tokens)
-    fitting = max(0, room.free - room.reserve) // page_bytes
+    fitting = max(0, max(0, room.free - room.reserve) // page_bytes - program.together)  # one is nobody's
     least = -(-min(program.context, program.prefill_chunk + 1) // kv.page)
     if fitting >= wanted or (kv_tokens is None and fitting >= least):
         return min(wanted, fitting)

@@ -50,9 +50,13 @@ class RankModel:
     ) -> None:
         self._program, self._ops, self._collectives, self._device = program, ops, collectives, device
         self._readers = Counter(name for node in program.nodes for name in node.inputs)
-        known: dict[str, Value] = {name: self._constant(value) for name, value in program.constants.items()}
+        known: dict[str, Value | None] = {
+            name: self._constant(value) for name, value in program.constants.items()
+        }
         known.update(weights)
+        known[""] = None  # an input that a node does without
         host = {name for name, value in known.items() if not isinstance(value, Tensor)}
+        host |= {"step_tokens"}
         self._make_groups()
         nodes: list[tuple[Node, Compute]] = []
         for node in program.nodes:
@@ -68,7 +72,7 @@ class RankModel:
                 nodes.append((node, compute))
         self._lay_out(nodes, known)
 
-    def _lay_out(self, nodes: list[tuple[Node, Compute]], known: dict[str, Value]) -> None:
+    def _lay_out(self, nodes: list[tuple[Node, Compute]], known: Mapping[str, Value | None]) -> None:
         """Give every value its slot, and each slot its last reader."""
         program = self._program
         names = [*program.inputs]
@@ -95,7 +99,7 @@ class RankModel:
         ]
         self._logits = place["logits"]
         self._caches = [
-            (place[name], place[name.replace("_cache.", "_cache_out.")]) for name in program.inputs[4:]
+            (place[name], place[name.replace("_cache.", "_cache_out.")]) for name in program.caches
         ]
 
     def run(
@@ -105,11 +109,15 @@ class RankModel:
         new_len: Tensor,
         block_table: Tensor,
         caches: Sequence[Tensor],
+        step_tokens: int = 0,
     ) -> Tensor:
         """Enqueue a step: input_ids i64[B, S], past_len and new_len i32[B], block_table i32[B, M], caches in the
-        program's order, written in place. Logits f32[B, V] or [B, S, V]."""
+        program's order, written in place. ``step_tokens``: B · S of the attention group that has most of them,
+        the same on all ranks, where groups exchange tokens. Logits f32[B, V] or [B, S, V]."""
         slots = self._slots.copy()
-        slots[: 4 + len(caches)] = [input_ids, past_len, new_len, block_table, *caches]
+        together = [np.array([step_tokens], np.int64)] if self._program.together else []
+        inputs = [input_ids, past_len, new_len, block_table, *together, *caches]
+        slots[: len(inputs)] = inputs
         for step in self._steps:
             found = step.compute([slots[slot] for slot in step.inputs])
             for slot, value in zip(step.outputs, found, strict=True):
@@ -149,7 +157,7 @@ class RankModel:
             return lambda inputs: function(attributes, *inputs)
         return lambda inputs: [function(attributes, *inputs)]
 
-    def _now(self, node: Node, compute: Compute, known: Mapping[str, Value]) -> list[Value]:
+    def _now(self, node: Node, compute: Compute, known: Mapping[str, Value | None]) -> list[Value]:
         try:
             return list(compute([known[name] for name in node.inputs]))
         except (ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -166,6 +174,9 @@ class RankModel:
         if attributes["collective_operation"] == "all_gather":
             axis = attributes["axis"]
             return lambda inputs: [collectives.all_gather(inputs[0], axis, group)]
+        if attributes["collective_operation"] == "reduce_scatter":
+            axis = attributes["axis"]
+            return lambda inputs: [collectives.reduce_scatter(inputs[0], axis, group)]
         alone = self._readers[node.inputs[0]] == 1
 
         def reduce(inputs: list[Any]) -> list[Tensor]:

@@ -54,6 +54,11 @@ class BlockTables:
         self._check(row)
         self._length[row] = 0
 
+    def reserve(self, row: int, page: int) -> None:
+        """The row has this page alone, of which the pool knows nothing."""
+        self._host[row] = page
+        self._changed.add(row)
+
     def move(self, copy: RowCopy) -> None:
         """The target has the source's pages, the source none."""
         self._check(copy.source)

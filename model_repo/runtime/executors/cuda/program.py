@@ -16,6 +16,7 @@ DTYPES = ("f32", "bf16", "f16", "i32", "i64", "bool", "e4m3")
 DOMAINS = ("", "mm2c")
 _REBUILD = "build the bundle again with `mm2c build … --force`"
 _STEP_INPUTS = ["input_ids", "past_len", "new_len", "block_table"]
+_TOGETHER = "step_tokens"  # i64[1], on the host: tokens of a rank in what attention groups exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """``domain`` "" is standard ONNX, "mm2c" the compiler's own ops."""
+    """``domain`` "" is standard ONNX, "mm2c" the compiler's own ops. An input "" is one that the node does without."""
 
     name: str
     domain: str
@@ -79,6 +80,16 @@ class Program:
     constants: Mapping[str, Constant]
     weights: Mapping[str, TensorType]
     nodes: tuple[Node, ...]
+
+    @property
+    def together(self) -> bool:
+        """Whether attention groups exchange their tokens: ``step_tokens`` is an input then."""
+        return _TOGETHER in self.inputs
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The inputs that are caches, which come last."""
+        return self.inputs[len(_STEP_INPUTS) + self.together :]
 
     @property
     def pages_per_row(self) -> int:
@@ -157,7 +168,7 @@ def _node(raw: dict[str, Any]) -> Node:
         name=_text(raw["name"]),
         domain=_one_of(raw["domain"], DOMAINS),
         op=_text(raw["op"]),
-        inputs=_names(raw["inputs"]),
+        inputs=tuple(name if name == "" else _text(name) for name in raw["inputs"]),
         outputs=_names(raw["outputs"]),
         attributes=dict(raw["attributes"]),
     )
@@ -196,7 +207,7 @@ def _fault(program: Program) -> str | None:
     if program.rank >= program.ranks:
         return f"rank {program.rank} of {program.ranks}"
     caches = [f"{side}_cache.{layer}" for layer in range(program.kv.layers) for side in "kv"]
-    if list(program.inputs) != _STEP_INPUTS + caches:
+    if list(program.inputs) not in (_STEP_INPUTS + caches, [*_STEP_INPUTS, _TOGETHER, *caches]):
         return "its inputs are not those of a step and of its caches"
     if list(program.outputs) != ["logits", *(name.replace(".", "_out.") for name in caches)]:
         return "its outputs are not the logits and its caches"
@@ -214,7 +225,7 @@ def _fault(program: Program) -> str | None:
             return f"two nodes are called {node.name}"
         names.add(node.name)
         for name in node.inputs:
-            if name not in known:
+            if name and name not in known:
                 return f"node {node.name} reads {name}, which nothing before it makes"
         for name in node.outputs:
             if name in known:

@@ -105,6 +105,17 @@ def _unsqueeze(a: Attributes, x: Tensor, axes: Host) -> Tensor:
     return x
 
 
+def _pad(a: Attributes, x: Tensor, pads: Host, value: Host | None = None, axes: Host | None = None) -> Tensor:
+    """With one number; ``pads`` has what comes before each axis, then what comes behind."""
+    if a.get("mode", "constant") != "constant" or isinstance(value, Tensor):
+        raise ValueError("Pad: only with a constant")
+    chosen = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes.tolist()]
+    before, behind = pads.reshape(2, -1).tolist()
+    sides = {axis: pair for axis, *pair in zip(chosen, before, behind, strict=True)}
+    flat = [side for axis in range(x.ndim)[::-1] for side in sides.get(axis, (0, 0))]
+    return torch.nn.functional.pad(x, flat, value=0.0 if value is None else float(value.item()))
+
+
 def _rms_norm(a: Attributes, x: Tensor, weight: Tensor) -> Tensor:
     """In f32, rounded to the type of ``x`` before it is scaled (``stash_type`` 1)."""
     if a.get("axis", -1) not in (-1, x.ndim - 1):
@@ -129,6 +140,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "GatherND": _gather_nd,
     "Identity": lambda a, x: x,
     "MatMul": lambda a, x, y: torch.matmul(x, y),
+    "Pad": _pad,
     "RMSNormalization": _rms_norm,
     "Reshape": lambda a, x, to: x.reshape(
         reshaped(x.shape, to.tolist(), allow_zero=bool(a.get("allowzero", 0)))

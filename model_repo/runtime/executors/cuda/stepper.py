@@ -22,10 +22,15 @@ class Stepper:
     def __init__(self, program: Program, model: RankModel, pages: int, device: torch.device) -> None:
         self._program, self._model, self._device = program, model, device
         rows = program.max_rows
+        # Of several attention groups, one without requests runs a row of one token, with a page of its own.
+        self._dummy = RowStep(rows + 1, [0], 0, 1, sample=False)
+        more = int(program.together)
         self.most_tokens = max(program.prefill_chunk, rows)  # of one run of the model
         self.buckets = buckets(rows)
-        self.caches = make_caches(program.kv, pages, device)
-        self.tables = BlockTables(rows + 1, program.pages_per_row, pages, program.kv.page, device)
+        self.caches = make_caches(program.kv, pages + more, device)
+        self.tables = BlockTables(rows + 1 + more, program.pages_per_row, pages, program.kv.page, device)
+        if more:
+            self.tables.reserve(self._dummy.row, pages)
         self._inputs = InputBuffer(self.most_tokens, rows + 1, device)
         self._logits = torch.empty((rows, program.vocab), dtype=torch.float32, device=device)
         self._graphs: DecodeGraphs | None = None
@@ -43,10 +48,11 @@ class Stepper:
             self._graphs.close()
         self.caches.clear()
 
-    def decode(self, steps: Sequence[RowStep]) -> Tensor:
-        """One token for each of the rows: logits f32[len(steps), vocab], valid until the next step."""
-        rows = bucket_of(self.buckets, len(steps))
-        self._inputs.fill(steps, rows, 1)
+    def decode(self, steps: Sequence[RowStep], most: int = 0) -> Tensor:
+        """One token for each of the rows: logits f32[len(steps), vocab], valid until the next step. ``most``: rows of
+        the attention group that has most of them."""
+        rows = bucket_of(self.buckets, max(len(steps), most))
+        self._inputs.fill(steps or [self._dummy], rows, 1)
         self.tables.upload()
         if self._graphs is not None:
             self._graphs.replay(rows)
@@ -68,17 +74,29 @@ class Stepper:
         for begin in range(0, len(steps), together):
             some = steps[begin : begin + together]
             if begin:
-                self._wait()  # for the copy out of the buffer that is filled again
+                self.wait()  # for the copy out of the buffer that is filled again
             self._inputs.fill(some, len(some), width)
             found.append(self._run(len(some), width))
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _run(self, rows: int, width: int) -> Tensor:
+    def beside(self, steps: Sequence[RowStep], tokens: int) -> Tensor:
+        """What an attention group runs while another one prefills, in one run of the model: logits as ``prefill``
+        has them. ``tokens``: of the group with most of them, padding included."""
+        steps = steps or [self._dummy]
+        width = max(step.new_len for step in steps)
+        self.tables.upload()
+        self._inputs.fill(steps, len(steps), width)
+        return self._run(len(steps), width, tokens)
+
+    def _run(self, rows: int, width: int, tokens: int = 0) -> Tensor:
         given = self._inputs.views(rows, width)
         table = self.tables.device.index_select(0, given.table_row)
-        return self._model.run(given.ids, given.past, given.new, table, self.caches)
+        return self._model.run(
+            given.ids, given.past, given.new, table, self.caches, max(tokens, rows * width)
+        )
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """For the device to end what was enqueued."""
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
@@ -88,7 +106,7 @@ class Stepper:
         for rows, width in ((1, self._program.prefill_chunk), (self.buckets[-1], 1)):
             self._inputs.fill([_first_row(width)], rows, width)
             self._run(rows, width)
-            self._wait()
+            self.wait()
 
 
 def _first_row(width: int) -> RowStep:

@@ -70,7 +70,7 @@ def open_weights(path: Path, expected: Mapping[str, TensorType]) -> WeightsFile:
             raise BundleError(f"the weights lack the tensor {name}", where=str(path), remedy=_REBUILD)
         if found.type != wanted:
             raise BundleError(
-                f"the tensor {name} is {_text(found.type)}, the program reads {_text(wanted)}",
+                f"the tensor {name} is {text_of(found.type)}, the program reads {text_of(wanted)}",
                 where=str(path),
                 remedy=_REBUILD,
             )
@@ -91,7 +91,7 @@ def load_weights(weights: WeightsFile, device: torch.device) -> dict[str, Tensor
         raise BundleError(
             f"the weights cannot be read to their end: {error}", where=str(weights.path), remedy=_REBUILD
         ) from None
-    return {name: _view(block, place) for name, place in weights.places.items()}
+    return {name: view_of(block, place) for name, place in weights.places.items()}
 
 
 def _read_overlapped(file: io.RawIOBase, target: Tensor, size: int) -> None:
@@ -137,7 +137,7 @@ def _chunks(size: int) -> Iterator[tuple[int, int]]:
             log.info("weights: %.1f of %.1f GiB, %.2f GiB/s", done / 2**30, size / 2**30, speed)
 
 
-def _view(block: Tensor, place: Place) -> Tensor:
+def view_of(block: Tensor, place: Place) -> Tensor:
     raw = block[place.begin : place.end]
     if (block.data_ptr() + place.begin) % ALIGNMENT:
         raw = raw.clone()  # a tensor behind one of an odd size: memory of its own is aligned
@@ -159,5 +159,5 @@ def _place(name: str, raw: dict[str, object], size: int) -> Place:
     return Place(kind, begin, end)
 
 
-def _text(kind: TensorType) -> str:
+def text_of(kind: TensorType) -> str:
     return f"{kind.dtype}{list(kind.shape)}"
