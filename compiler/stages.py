@@ -94,9 +94,7 @@ class Stages:
         self.cache.store("graphs", key, stage, [path.relative_to(stage).as_posix() for path in written])
         self.made.append(title)
 
-    def prove(
-        self, files: Mapping[str, Mapping[str, Recipe]], full: dict[str, Recipe], stage: Path
-    ) -> Path:
+    def prove(self, files: Mapping[str, Mapping[str, Recipe]], full: dict[str, Recipe], stage: Path) -> Path:
         """``report/proofs.json``: that the ranks' tensors tile the model's. ProofError, with a tensor's name, where
         they do not."""
         with self.progress.stage("Proving the shards"):
@@ -134,9 +132,7 @@ class Stages:
         jobs = [WeightJob(stage / name, recipes) for name, recipes in graphs.recipes.items()]
         for job in jobs:
             job.path.parent.mkdir(exist_ok=True)
-        written = write_all(
-            jobs, checkpoint, self.progress, journal=stage / JOURNAL, key=key, stamps=stamps
-        )
+        written = write_all(jobs, checkpoint, self.progress, journal=stage / JOURNAL, key=key, stamps=stamps)
         self.cache.store("weights", key, stage, names)
         self.made.append("weights")
         return {name: w.sha256 for name, w in zip(names, written, strict=True)}

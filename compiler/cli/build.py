@@ -80,7 +80,9 @@ def build(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="GPUs that it is for (h200, 96GiB): says whether it fits them. `mm2c plan` says more."),
+        typer.Option(
+            help="GPUs that it is for (h200, 96GiB): says whether it fits them. `mm2c plan` says more."
+        ),
     ] = None,
     config_only: Annotated[
         bool,

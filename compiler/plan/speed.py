@@ -38,13 +38,14 @@ class DecodeStep:
 
 def decode_step(fit: Fit) -> DecodeStep:
     """Of all rows that were asked for, one token each."""
-    from mm2c.collectives import plan_collectives
+    from mm2c.collectives import cheaper_head, plan_collectives
 
     config, mapping, rows = fit.ask.config, fit.mapping, fit.rows
     length = min(TOKENS_A_ROW, fit.ask.context)
     rank = fit.memory.ranks[0]
     read = _weights_read(config, mapping, rank.weights, rows) + rows * length * rank.kv_per_token
-    messages = plan_collectives(config, mapping, tokens=rows, rows=rows, itemsize=BF16)
+    head = cheaper_head(config, mapping)
+    messages = plan_collectives(config, mapping, tokens=rows, rows=rows, itemsize=BF16, head=head)
     sent = sum(message.sent for message in messages)
     return DecodeStep(
         rows,

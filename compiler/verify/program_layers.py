@@ -66,7 +66,8 @@ class ProgramLayers:
         self._last = [last_readers(nodes) for nodes in self._nodes]
         self._kv = manifest.cuda.ranks[0].kv
         self._cache_dtype = torch.float32 if wide else TORCH["e4m3" if self._kv.dtype == "fp8" else "bf16"]
-        self._tp = manifest.mapping.tp
+        self._tp, self._vocab = manifest.mapping.tp, manifest.model.vocab
+        self._local_head = programs[0].head is not None
         self._reached = 0  # the layer that the chain has come to
         self._values = [[self._inputs(step, rank) for rank in range(len(programs))] for step in script.steps]
 
@@ -109,13 +110,20 @@ class ProgramLayers:
                 self._feed(step, values, self._layers, hidden)
                 self._run(values, self._slices[0].end.at, len(self._nodes[0]))
                 for group, pieces in enumerate(step.groups):
-                    logits = values[group * self._tp]["logits"].float()
+                    logits = self._whole_logits(values, group)
                     for index, piece in enumerate(pieces):
                         for found, place in ((output.fed, index), (output.chain, len(pieces) + index)):
                             row = logits[place]
                             last = row if row.ndim == 1 else row[piece.stop - piece.start - 1]
                             found[piece] = last.numpy().copy()
         return output
+
+    def _whole_logits(self, values: list[Values], group: int) -> Tensor:
+        """Of the whole vocabulary, where each rank of the group may have its own part alone."""
+        first = group * self._tp
+        ranks = range(first, first + (self._tp if self._local_head else 1))
+        parts: list[Tensor] = [values[rank]["logits"].float() for rank in ranks]
+        return torch.cat(parts, -1)[..., : self._vocab]
 
     def close(self) -> None:
         self._values = []

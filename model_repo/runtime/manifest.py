@@ -58,6 +58,11 @@ class MappingInfo(_Frozen):
     def replicas(self) -> int:
         return self.dp // self.attention_dp
 
+    @property
+    def tp_groups(self) -> list[tuple[int, ...]]:
+        """The ranks of each attention group."""
+        return [tuple(range(first, first + self.tp)) for first in range(0, self.ranks, self.tp)]
+
 
 class Limits(_Frozen):
     """Sizes fixed at build. ``context``: tokens a row can hold; ``max_rows``: rows decoded together, of each

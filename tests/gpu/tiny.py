@@ -59,6 +59,9 @@ def load(folder: Path, *, ops: Any = None, device: str = "cuda:0", **options: An
     mapping.attention_dp = max(mapping.ep // mapping.tp, 1)
     mapping.ranks = mapping.tp * mapping.attention_dp
     mapping.replicas = mapping.dp // mapping.attention_dp
+    mapping.tp_groups = [
+        tuple(range(first, first + mapping.tp)) for first in range(0, mapping.ranks, mapping.tp)
+    ]
     return CudaExecutor(folder, manifest, ops=ops, device=device, **options)  # type: ignore[arg-type]
 
 

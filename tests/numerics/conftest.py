@@ -29,7 +29,14 @@ def _one_trace_for_all_layouts() -> Iterator[None]:
     users = (mm2c.trace, mm2c.graphs_cuda, mm2c.graphs_onnxruntime)
 
     def remembering(config: Any, formats: Any, options: Any, recipes: Any, **more: Any) -> Any:
-        key = (config, formats, options.context, options.all_logits, tuple(recipes.items()), *sorted(more.items()))
+        key = (
+            config,
+            formats,
+            options.context,
+            options.all_logits,
+            tuple(recipes.items()),
+            *sorted(more.items()),
+        )
         if key not in known:
             known.clear()
             known[key] = original(config, formats, options, recipes, **more)

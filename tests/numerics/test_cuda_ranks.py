@@ -105,6 +105,20 @@ def test_late_masks_and_draws(ranked: Any, cuda_bundle: Path) -> None:
     single.close()
 
 
+def test_draws_from_candidates_are_those_from_all_logits(ranked: Any) -> None:
+    """Ranks exchange their best tokens, or all logits where log probabilities are asked for: the same tokens."""
+    for seed in range(12):
+        params = SamplingParams(temperature=1.3, top_k=40, top_p=0.95, seed=seed)
+        found = []
+        for logprobs in (None, 0):
+            row = RowStep(
+                0, PROMPTS[seed % 2], 0, len(PROMPTS[seed % 2]), True, blocks=[1], sampling=params, logprobs=logprobs
+            )  # fmt: skip
+            result = ranked.step(StepBatch(50, "prefill", [row], released=[0])).rows[0]
+            found.append(result.token)
+        assert found[0] == found[1] is not None
+
+
 def test_a_bad_batch_is_refused_and_the_next_one_runs(ranked: Any) -> None:
     wrong = RowStep(0, [5], 9999, 1, True)
     with pytest.raises(ValueError, match="9999"):

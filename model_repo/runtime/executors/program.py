@@ -91,9 +91,7 @@ def _named(names: list[str], tensors: Mapping[str, object], path: Path) -> dict[
     return {name: tensors[name] for name in names}
 
 
-def step_symbols(
-    program: LoadedProgram, batch: int, width: int, context: int, tokens: int
-) -> dict[str, int]:
+def step_symbols(program: LoadedProgram, batch: int, width: int, context: int, tokens: int) -> dict[str, int]:
     """Values of the symbolic sizes: the names that the program's own inputs use, and the contract's. ``tokens``: those
     of a rank in what attention groups exchange."""
     symbols = {"batch": batch, "seq": width, "kv_len": context, "step_tokens": tokens}

@@ -21,6 +21,8 @@ from mm2c_runtime.executors.batch import Together
 from mm2c_runtime.manifest import Limits
 from mm2c_runtime.step import StepBatch, StepResult
 
+_MASKED = np.empty(0, np.int32)  # in place of a mask
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -128,6 +130,9 @@ def without_masks(batch: StepBatch) -> tuple[StepBatch, dict[int, Future[NDArray
 
 
 def for_others(batch: StepBatch) -> StepBatch:
-    """What ranks that do not sample need of it: no masks, no histories."""
-    rows = [replace(row, bitmask=None, history=[], generated=[]) for row in batch.rows]
+    """What ranks that do not sample need of it: no histories, and of masks only that there is one."""
+    rows = [
+        replace(row, bitmask=None if row.bitmask is None else _MASKED, history=[], generated=[])
+        for row in batch.rows
+    ]
     return replace(batch, rows=rows)

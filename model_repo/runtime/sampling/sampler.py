@@ -18,6 +18,7 @@ from mm2c_runtime.errors import RequestError
 from mm2c_runtime.sampling.bitmask import bounds_like, forbid
 from mm2c_runtime.sampling.draw import draw
 from mm2c_runtime.sampling.greedy import greedy
+from mm2c_runtime.sampling.keys import merged
 from mm2c_runtime.sampling.logprobs import token_logprobs
 from mm2c_runtime.sampling.penalties import PenaltyHistory, penalises
 from mm2c_runtime.sampling.uniform import TokenUniform
@@ -87,6 +88,24 @@ class Sampler:
                 results.append(self._sample_row(logits[index], step, int(best[index])))
         return results
 
+    def sample_candidates(
+        self, keys: NDArray[np.int64], steps: Sequence[RowStep], *, choose: bool
+    ) -> list[RowResult]:
+        """As ``sample``, from the best tokens of each rank: keys i64[len(steps), ranks, COUNT + 1]. No row has a mask,
+        penalties or log probabilities, or draws from more than COUNT tokens. ``choose`` False: only whether rows are
+        finite is told."""
+        results = []
+        for index, step in enumerate(steps):
+            logits, ids, finite = merged(keys[index])
+            if not finite:
+                results.append(RowResult(step.row, error=NON_FINITE))
+            elif not (step.sample and choose):
+                results.append(RowResult(step.row))
+            else:
+                place = self._chosen(logits, int(greedy(logits)), self._state(step.row).params, step)
+                results.append(RowResult(step.row, token=int(ids[place])))
+        return results
+
     def parameters(self, row: int) -> SamplingParams:
         """Of a row that is to be sampled; ValueError where it never had any."""
         return self._state(row).params
@@ -116,11 +135,16 @@ class Sampler:
             best = int(greedy(logits))
             if logits[best] == -np.inf:
                 return RowResult(step.row, error=NOTHING_ALLOWED)
-        token = best
-        if params.temperature > 0.0:
-            token = draw(logits, params, self._uniform(params.seed, step.token_index), self._weights)
+        token = self._chosen(logits, best, params, step)
         logprobs = None if step.logprobs is None else token_logprobs(raw, token, step.logprobs)
         return RowResult(step.row, token=token, logprobs=logprobs)
+
+    def _chosen(self, logits: NDArray[np.float32], best: int, params: SamplingParams, step: RowStep) -> int:
+        """The place of the token in ``logits``, whose highest is ``best``."""
+        if params.temperature <= 0.0:
+            return best
+        uniform = self._uniform(params.seed, step.token_index)
+        return draw(logits, params, uniform, self._weights[: logits.size])
 
 
 def _there(bitmask: Bitmask | None) -> NDArray[np.int32] | None:

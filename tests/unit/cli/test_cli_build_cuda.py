@@ -132,8 +132,10 @@ def test_inspect_shows_the_programs(checkpoint: Path, tmp_path: Path) -> None:
     assert (facts["engine"], facts["plugins"], facts["kv_dtype"]) == ("cuda", "0.1.0+0123456789ab", "fp8")
     assert facts["kv_bytes_per_token"] == 2 * 4 * 128
     assert [(r["lowering"], r["all_reduces"], r["all_gathers"]) for r in facts["ranks"]] == [
-        ("cuda", 4, 1)
+        ("cuda", 4, 0)  # the runtime gathers the best tokens of each rank instead of logits
     ] * 2
+    assert facts["collectives"]["matches"]
+    assert facts["collectives"]["messages"][-1]["name"] == "lm_head.candidates.all_gather"
     shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "a")])
     assert shown.exit_code == 0, shown.output
     assert "plugins   0.1.0+0123456789ab" in shown.output

@@ -37,7 +37,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format", 2, "has format 2, this runtime reads 1"),
+        ("format", 3, "has format 3, this runtime reads 2"),
         ("abi", 7, "has abi 7, this runtime reads 1"),
         ("abi", None, "has abi None"),
         ("kv", None, "no 'kv'"),
@@ -77,4 +77,4 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_the_toy_is_json(tmp_path: Path) -> None:
-    assert json.loads(write(tmp_path, program()).read_text())["format"] == 1
+    assert json.loads(write(tmp_path, program()).read_text())["format"] == 2

@@ -78,7 +78,7 @@ def program(*, all_logits: bool = False) -> dict[str, Any]:
         "axis": {"dtype": "i64", "shape": [1], "data": [1]},
     }
     return {
-        "format": 1,
+        "format": 2,
         "abi": 1,
         "library": "toy",
         "rank": 0,
@@ -90,6 +90,7 @@ def program(*, all_logits: bool = False) -> dict[str, Any]:
         "max_rows": ROWS,
         "prefill_chunk": CHUNK,
         "weights_file": "weights.safetensors",
+        "head": None,
         "inputs": ["input_ids", "past_len", "new_len", "block_table", *caches],
         "outputs": ["logits", "k_cache_out.0", "v_cache_out.0"],
         "constants": constants,

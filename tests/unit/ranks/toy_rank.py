@@ -32,7 +32,9 @@ class ToyRank:
         return np.full((len(batch.rows), 3), self.rank, np.float32)
 
     def step(self, batch: StepBatch) -> StepResult:
-        if self.rank and any(row.bitmask is not None or row.history for row in batch.rows):
+        if self.rank and any(
+            row.history or (row.bitmask is not None and np.size(row.bitmask)) for row in batch.rows
+        ):
             raise RuntimeError("a mask or a history was sent to a rank that does not sample")
         return self._step(batch)
 

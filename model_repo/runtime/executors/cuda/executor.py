@@ -16,6 +16,7 @@ from mm2c_runtime.errors import RequestError
 from mm2c_runtime.executors.base import KvFacts
 from mm2c_runtime.executors.batch import Together, check_batch, together
 from mm2c_runtime.executors.cuda.collectives import Collectives, SingleRank
+from mm2c_runtime.executors.cuda.cut_head import CutHead, need_whole_logits
 from mm2c_runtime.executors.cuda.device import is_lost, open_device
 from mm2c_runtime.executors.cuda.loading import load_rank
 from mm2c_runtime.executors.cuda.memory import make_stepper
@@ -74,6 +75,10 @@ class CudaExecutor:
         rows = self._limits.max_rows + 1
         self._draw = DeviceSampler(self._sampler, loaded.ops, rows, self._device)
         self._watch = Stopwatch(self._device)
+        self._head: CutHead | None = None
+        if self._program.head is not None:
+            groups = manifest.mapping.tp_groups
+            self._head = CutHead(self._program.head, self._program.vocab, self._collectives, groups)
         self.kv_tokens = self._stepper.tables.pages * self._program.kv.page
         self.forward_seconds = 0.0
 
@@ -114,6 +119,8 @@ class CudaExecutor:
         """This group's part of ``forwards``: the same ``agreed`` on all ranks."""
         with self._running(batch):
             logits, refused = self._forward(batch, agreed)
+            if self._head is not None and batch is not None and refused is None:
+                logits = self._head.whole(logits)
             found: NDArray[np.float32] = logits.cpu().numpy()
         if refused is not None:
             raise refused
@@ -140,14 +147,24 @@ class CudaExecutor:
                 if refused is not None:
                     raise refused
                 return None
-            logits = self._last(logits, batch.rows)
-            self._watch.stop()
-            results = self._draw.sample(logits, batch.rows) if self._samples else _finite(logits, batch.rows)
+            results = self._sampled(self._last(logits, batch.rows), batch.rows)
             self.forward_seconds = self._watch.seconds()
             for step, result in zip(batch.rows, results, strict=True):
                 if result.error == NON_FINITE:
                     clear_pages(self._stepper.caches, self._stepper.tables.of(step.row))
         return StepResult(batch.step_id, results if self._samples else [])
+
+    def _sampled(self, logits: Tensor, rows: Sequence[RowStep]) -> list[RowResult]:
+        """Tokens on the rank that samples, and on all ranks which rows are finite. Waits for the device."""
+        if self._head is not None:
+            params = [self._sampler.parameters(row.row) if row.sample else None for row in rows]
+            if not need_whole_logits(rows, params):
+                keys = self._head.candidates(logits)
+                self._watch.stop()
+                return self._sampler.sample_candidates(keys.cpu().numpy(), rows, choose=self._samples)
+            logits = self._head.whole(logits)
+        self._watch.stop()
+        return self._draw.sample(logits, rows) if self._samples else _finite(logits, rows)
 
     def close(self) -> None:
         self._stepper.close()

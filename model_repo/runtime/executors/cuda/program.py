@@ -10,12 +10,13 @@ from typing import Any, Literal, cast
 
 from mm2c_runtime.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 ABI = 1  # of the plugin library
 DTYPES = ("f32", "bf16", "f16", "i32", "i64", "bool", "e4m3")
 DOMAINS = ("", "mm2c")
 _REBUILD = "build the bundle again with `mm2c build … --force`"
 _STEP_INPUTS = ["input_ids", "past_len", "new_len", "block_table"]
+_HEAD = ("first", "tokens", "width")
 _TOGETHER = "step_tokens"  # i64[1], on the host: tokens of a rank in what attention groups exchange
 
 
@@ -61,8 +62,19 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """The part of the vocabulary whose logits a rank has: ``tokens`` ids from ``first`` on, in ``width`` columns, of
+    which the last ones may be padding."""
+
+    first: int
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
-    """``logits``: "last" f32[rows, vocab] of each row's last token, "all" f32[rows, width, vocab].
+    """``logits``: "last" f32[rows, vocab] of each row's last token, "all" f32[rows, width, vocab]; where ``head`` is
+    not None, those of this rank's part of the vocabulary alone: f32[rows, head.width].
     ``max_rows``, ``prefill_chunk`` and ``context`` are the limits it was built for, in rows and tokens."""
 
     library: str
@@ -75,11 +87,17 @@ class Program:
     max_rows: int
     prefill_chunk: int
     weights_file: str
+    head: Head | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, Constant]
     weights: Mapping[str, TensorType]
     nodes: tuple[Node, ...]
+
+    @property
+    def columns(self) -> int:
+        """Of its logits."""
+        return self.vocab if self.head is None else self.head.width
 
     @property
     def together(self) -> bool:
@@ -147,6 +165,7 @@ def _program(raw: dict[str, Any]) -> Program:
         max_rows=_positive(raw["max_rows"]),
         prefill_chunk=_positive(raw["prefill_chunk"]),
         weights_file=_text(raw["weights_file"]),
+        head=None if raw["head"] is None else Head(**{n: _whole(raw["head"][n]) for n in _HEAD}),
         inputs=_names(raw["inputs"]),
         outputs=_names(raw["outputs"]),
         constants=_each(raw["constants"], lambda c: Constant(_type(c), tuple(c["data"]))),
@@ -206,6 +225,11 @@ def _fault(program: Program) -> str | None:
     """What keeps the parts from fitting each other; None where they do."""
     if program.rank >= program.ranks:
         return f"rank {program.rank} of {program.ranks}"
+    head = program.head
+    if head is not None:
+        inside = 0 < head.tokens <= head.width and head.first + head.tokens <= program.vocab
+        if not inside or program.logits == "all":
+            return f"its logits are of {head.tokens} tokens from {head.first} on, of {program.vocab}"
     caches = [f"{side}_cache.{layer}" for layer in range(program.kv.layers) for side in "kv"]
     if list(program.inputs) not in (_STEP_INPUTS + caches, [*_STEP_INPUTS, _TOGETHER, *caches]):
         return "its inputs are not those of a step and of its caches"

@@ -32,7 +32,7 @@ class Stepper:
         if more:
             self.tables.reserve(self._dummy.row, pages)
         self._inputs = InputBuffer(self.most_tokens, rows + 1, device)
-        self._logits = torch.empty((rows, program.vocab), dtype=torch.float32, device=device)
+        self._logits = torch.empty((rows, program.columns), dtype=torch.float32, device=device)
         self._graphs: DecodeGraphs | None = None
 
     def capture(self) -> None:
@@ -49,7 +49,7 @@ class Stepper:
         self.caches.clear()
 
     def decode(self, steps: Sequence[RowStep], most: int = 0) -> Tensor:
-        """One token for each of the rows: logits f32[len(steps), vocab], valid until the next step. ``most``: rows of
+        """One token for each of the rows: logits f32[len(steps), columns], valid until the next step. ``most``: rows of
         the attention group that has most of them."""
         rows = bucket_of(self.buckets, max(len(steps), most))
         self._inputs.fill(steps or [self._dummy], rows, 1)
@@ -65,7 +65,7 @@ class Stepper:
         self._logits[:rows].copy_(self._run(rows, 1).reshape(rows, -1))
 
     def prefill(self, steps: Sequence[RowStep]) -> Tensor:
-        """Logits f32[len(steps), vocab] of the rows' last tokens, or f32[len(steps), width, vocab] of all. Rows are
+        """Logits f32[len(steps), columns] of the rows' last tokens, or f32[len(steps), width, columns] of all. Rows are
         padded to the longest one, and run together as far as a run's number of tokens allows."""
         width = max(step.new_len for step in steps)
         together = max(1, self.most_tokens // width)
