@@ -48,6 +48,15 @@ def host_memory() -> int:
     return min(limits) if limits else 0
 
 
+def peak_rss() -> int:
+    """The most bytes that this process has had in memory. (Not getrusage's figure, which a process takes over from
+    the one that started it.)"""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def _host_limits() -> Iterator[int]:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemTotal:"):

@@ -103,7 +103,9 @@ class _Build:
                 content=checkpoint.content(),
                 folder=str(found.folder.resolve()),
             )
-            stages = Stages(config, formats, options, self.cache, self.progress, self.library)
+            stages = Stages(
+                config, formats, options, self.cache, self.progress, self.library, request.check_shards
+            )
             weights = key_of([data, graphs])
             with staged(output, weights) as stage:
                 recipes, _ = converted(
@@ -158,7 +160,7 @@ class _Build:
         self._settle_engine(config)
         options = self.request.options(config, self.choice.engine)
         formats = converted_formats(config, stored, options.format)
-        check_mapping(config, formats, options.mapping)
+        check_mapping(config, options.mapping)
         self.plan = self._plan(config, formats, options)
         return options, formats
 

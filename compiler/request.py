@@ -29,6 +29,7 @@ class BuildRequest:
     fp8: bool = False
     bf16: bool = False
     weights: str = "copy"
+    check_shards: bool = True
     engine: str = "auto"
     context: int = 0
     max_rows: int = 8

@@ -16,6 +16,7 @@ from mm2c.draw.files import write_layer_picture
 from mm2c.engine.plugin_library import PluginLibrary
 from mm2c.graphs import STAGE_FILE, Graphs
 from mm2c.progress import Progress
+from mm2c.proofs.reassemble import verify_shards
 from mm2c.proofs.report import PROOFS, write_proofs
 from mm2c.weights.journal import JOURNAL
 from mm2c.weights.layout import WeightJob
@@ -23,11 +24,14 @@ from mm2c.weights.shards import Stamp
 from mm2c_runtime.weights.recipe import Recipe
 from mm2c_runtime.weights.recipe_file import SUFFIX, write_recipes
 
+SHARDS = "report/shards.json"
+
 
 @dataclass
 class Stages:
     """One build's stages with their caches; ``made`` and ``reused`` name what happened. ``library``: what the cuda
-    engine's programs are written for, None for other engines and for graphs alone."""
+    engine's programs are written for, None for other engines and for graphs alone. ``check_shards``: read the weights
+    back once they are written, and compare them with the checkpoint."""
 
     config: ModelConfig
     formats: WeightFormats
@@ -35,6 +39,7 @@ class Stages:
     cache: StageCache
     progress: Progress
     library: PluginLibrary | None = None
+    check_shards: bool = True
 
     def __post_init__(self) -> None:
         self.made: list[str] = []
@@ -133,6 +138,17 @@ class Stages:
         for job in jobs:
             job.path.parent.mkdir(exist_ok=True)
         written = write_all(jobs, checkpoint, self.progress, journal=stage / JOURNAL, key=key, stamps=stamps)
-        self.cache.store("weights", key, stage, names)
+        kept = [*names, self._reassembled(graphs, checkpoint, stage)] if self.check_shards else names
+        self.cache.store("weights", key, stage, kept)
         self.made.append("weights")
         return {name: w.sha256 for name, w in zip(names, written, strict=True)}
+
+    def _reassembled(self, graphs: Graphs, checkpoint: Checkpoint, stage: Path) -> str:
+        """``report/shards.json``: that the files just written, put together again, are the checkpoint's tensors.
+        ProofError, with a tensor's name, where they are not."""
+        found = verify_shards(stage, checkpoint, self.progress, recipes=graphs.recipes)
+        found.require()
+        path = stage / SHARDS
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+        return SHARDS

@@ -13,6 +13,7 @@ from mm2c.bundle.collective_facts import collective_facts
 from mm2c.bundle.graph_facts import graph_facts, shard_facts
 from mm2c.bundle.rank_graph_file import REBUILD, load_graph, load_model
 from mm2c.bundle.reports import read_reports
+from mm2c.bundle.verified import golden_facts, verified_facts
 from mm2c.checkpoint import read_config
 from mm2c.checkpoint.family import with_family_note
 from mm2c.collectives import Head, cheaper_head
@@ -35,12 +36,14 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
     ``graphs`` has each rank's whole graph in the dialect (``rank*/model.onnx``), ``shards`` what of the model each
     rank holds, ``collectives`` the messages of a step, counted in the graphs and compared with the plan, ``ranks``
     the programs that run (a bundle built from config.json alone has none), and ``reports`` the JSON documents of
-    ``report/``. ``plugins``: the plugin library of the cuda engine.
+    ``report/``. ``plugins``: the plugin library of the cuda engine. ``verified`` and ``golden``: what `mm2c verify`
+    left in the bundle, None where it left nothing.
     """
     manifest = read_bundle(bundle, checksums=checksums)
     config = read_config(bundle).model
     given, limits = manifest.mapping, manifest.limits
     mapping = Mapping(given.tp, given.ep, given.dp)
+    reports = read_reports(bundle)
     files = [load_graph(bundle, rank) for rank in range(mapping.ranks)]
     graphs = [graph_facts(file) for file in files]
     shards = [shard_facts(file, manifest.model, mapping.at(file.rank)) for file in files]
@@ -88,7 +91,9 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
                 for rank in (manifest.cuda.ranks if manifest.cuda else ())
             ),
         ],
-        "reports": read_reports(bundle),
+        "reports": reports,
+        "verified": verified_facts(bundle, reports.get("verify")),
+        "golden": golden_facts(bundle),
         "files": len(manifest.files),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
     }

@@ -9,7 +9,7 @@ from typing import Any
 from mm2c.bundle.rank_graph_file import REBUILD
 from mm2c_runtime.errors import BundleError
 
-REPORTS = ("memory", "proofs", "quantization", "verify")
+REPORTS = ("memory", "shards", "proofs", "quantization", "verify")
 _SHOWN = 6  # figures of a report that has no summary of its own
 
 

@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from mm2c.cli.console import Bars, out, print_json, user_errors
 
+LAYOUT, WEIGHTS, ENGINE = "Layout", "Weights", "Engine and its limits"  # headings of the help
+
 
 def build(
     checkpoint: Annotated[
@@ -23,79 +25,115 @@ def build(
         Path | None,
         typer.Option("--output", "-o", help="Bundle folder. Default: ./NAME-tpN, NAME the checkpoint's."),
     ] = None,
-    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks, one GPU each.")] = 1,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace the bundle that stands at the output (never anything else), an altered one too.",
+        ),
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    tp: Annotated[
+        int, typer.Option(min=1, rich_help_panel=LAYOUT, help="Tensor-parallel ranks, one GPU each.")
+    ] = 1,
     ep: Annotated[
         int,
         typer.Option(
             min=1,
+            rich_help_panel=LAYOUT,
             help="Expert-parallel groups: divides --tp; or, above it, the groups of --tp ranks that --dp makes share "
             "the experts (attention-DP).",
         ),
     ] = 1,
     dp: Annotated[
         int,
-        typer.Option(min=1, help="Data-parallel groups of --tp ranks, each with requests of its own."),
+        typer.Option(
+            min=1,
+            rich_help_panel=LAYOUT,
+            help="Data-parallel groups of --tp ranks, each with requests of its own.",
+        ),
     ] = 1,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=LAYOUT,
+            help="GPUs that it is for (h200, 96GiB): says whether it fits them. `mm2c plan` says more.",
+        ),
+    ] = None,
     fp8: Annotated[
         bool,
         typer.Option(
             "--fp8",
+            rich_help_panel=WEIGHTS,
             help="FP8 linears: kept where the checkpoint has them, quantised by blocks of 128 × 128 where not.",
         ),
     ] = False,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="bf16 linears: FP8 weights are dequantised, at twice the bytes.")
+        bool,
+        typer.Option(
+            "--bf16",
+            rich_help_panel=WEIGHTS,
+            help="bf16 linears: FP8 weights are dequantised, at twice the bytes.",
+        ),
     ] = False,
     weights: Annotated[
         str,
         typer.Option(
+            rich_help_panel=WEIGHTS,
             help="copy: each rank's weights as a file in the bundle; checkpoint: no copy, every start reads them from "
-            "the checkpoint, which must stay where it is."
+            "the checkpoint, which must stay where it is.",
         ),
     ] = "copy",
+    check_shards: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=WEIGHTS,
+            help="Read the written weights back and compare every byte with the checkpoint: as long again as writing "
+            "them.",
+        ),
+    ] = True,
+    config_only: Annotated[
+        bool,
+        typer.Option(
+            "--config-only",
+            rich_help_panel=WEIGHTS,
+            help="Graphs of all ranks from config.json alone: no weights are read.",
+        ),
+    ] = False,
     engine: Annotated[
         str,
         typer.Option(
-            help="auto (default: the best this machine can run), onnxruntime, cuda, tensorrt-rtx, tensorrt."
+            rich_help_panel=ENGINE,
+            help="auto (the best this machine can run), onnxruntime, cuda, tensorrt-rtx, tensorrt.",
         ),
     ] = "auto",
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=ENGINE,
+            help="KV cache of the cuda engine: bf16 (default), or fp8, which holds twice the tokens and rounds them.",
+        ),
+    ] = None,
     context: Annotated[
-        int, typer.Option(min=0, help="Tokens a row can hold. Default: the model's, at most 32768 on a CPU.")
+        int,
+        typer.Option(
+            min=0,
+            rich_help_panel=ENGINE,
+            help="Tokens a row can hold. Default: the model's, at most 32768 on a CPU.",
+            show_default=False,
+        ),
     ] = 0,
-    max_rows: Annotated[int, typer.Option(min=1, help="Rows decoded together.")] = 8,
-    prefill_chunk: Annotated[int, typer.Option(min=1, help="Tokens of one prefill step.")] = 512,
+    max_rows: Annotated[int, typer.Option(min=1, rich_help_panel=ENGINE, help="Rows decoded together.")] = 8,
+    prefill_chunk: Annotated[
+        int, typer.Option(min=1, rich_help_panel=ENGINE, help="Tokens of one prefill step.")
+    ] = 512,
     all_logits: Annotated[
         bool,
         typer.Option(
             "--all-logits",
-            help="Rank graphs that give the logits of every token [batch, seq, vocab], to score prompts with; "
+            rich_help_panel=ENGINE,
+            help="Rank graphs that give the logits of every token, batch × seq × vocab, to score prompts with; "
             "default: of each row's last token, all that generation needs.",
-        ),
-    ] = False,
-    kv_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="KV cache of the cuda engine: bf16 (default), or fp8, which holds twice the tokens and rounds them."
-        ),
-    ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(
-            help="GPUs that it is for (h200, 96GiB): says whether it fits them. `mm2c plan` says more."
-        ),
-    ] = None,
-    config_only: Annotated[
-        bool,
-        typer.Option(
-            "--config-only", help="Graphs of all ranks from config.json alone: no weights are read."
-        ),
-    ] = False,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Replace the bundle that stands at the output (never anything else), an altered one too.",
         ),
     ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Redo every stage.")] = False,
@@ -125,6 +163,7 @@ def build(
                 fp8=fp8,
                 bf16=bf16,
                 weights=weights,
+                check_shards=check_shards,
                 engine=engine,
                 context=context,
                 max_rows=max_rows,

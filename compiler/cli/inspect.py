@@ -69,6 +69,7 @@ def _print(facts: dict[str, Any], whole: str) -> None:
     _lines(lines)
     _tables(tables.memory(facts["reports"].get("memory")), programs)
     _lines(tables.reports(facts["reports"]))
+    _lines(tables.verified(facts))
     _lines([f"files     {facts['files']}, {tables.size_of(facts['bytes'])}, {whole}"])
 
 

@@ -174,7 +174,55 @@ def memory(report: dict[str, Any] | None) -> Table | None:
 
 
 def reports(found: dict[str, Any]) -> list[str]:
-    return [f"{name:<9} {summary_of(report)}" for name, report in found.items() if name != "memory"]
+    shown = {name: report for name, report in found.items() if name not in ("memory", "verify")}
+    return [f"{name:<9} {summary_of(report)}" for name, report in shown.items()]
+
+
+def verified(facts: dict[str, Any]) -> list[str]:
+    """What `mm2c verify` compared and how far off the worst was; and the golden vectors."""
+    if facts["checkpoint"] is None:
+        return []  # nothing can be verified
+    return [*_verified(facts), *_golden(facts["golden"])]
+
+
+def _verified(facts: dict[str, Any]) -> list[str]:
+    found = facts["verified"]
+    if found is None:
+        report = facts["reports"].get("verify")
+        text = summary_of(report) if report else "no report: `mm2c verify` compares with the reference"
+        return [f"verify    {text}"]
+    worst, reference = found["worst"], found["reference"]
+    outcome = "passed" if found["passed"] else f"{found['failed']} FAILED"
+    text = f"verify    {outcome}: {found['kind']}, {_many(found['comparisons'], 'comparison')}"
+    if worst:
+        off = (
+            "not a number"
+            if worst["relative"] is None
+            else f"{worst['relative']:.2g} of the largest value off"
+        )
+        share = "" if worst["share"] is None else f", {worst['share']:.0%} of what is allowed"
+        text += f"; worst: {worst['where']}, {off}{share}"
+    versions = ", ".join(
+        f"{name} {reference[name]}" for name in ("transformers", "torch") if name in reference
+    )
+    against = f"against {reference.get('reference', 'the reference')}" + (
+        f" ({versions})" if versions else ""
+    )
+    return [text, f"          {against}; written {_minute(found['written'])}"]
+
+
+def _golden(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["golden    no vectors: `mm2c verify` writes them where it passes"]
+    return [
+        f"golden    vectors of {_many(found['rows'], 'row')}, {found['tokens']} tokens, logits of {found['logits']} "
+        f"({size_of(found['bytes'])}): for `mm2c serve --self-check` and `mm2c verify --golden`"
+    ]
+
+
+def _minute(written: str) -> str:
+    """``2026-11-22 02:34 UTC`` of an ISO time in UTC."""
+    return f"{written[:16].replace('T', ' ')} UTC"
 
 
 def _is_size(name: str, value: Any) -> bool:

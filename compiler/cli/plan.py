@@ -258,7 +258,7 @@ def _host(
         tp=tp or 1, ep=ep or 1, dp=dp or 1, context=context, max_rows=rows, prefill_chunk=chunk
     )
     options = request.options(source.config, "onnxruntime")
-    check_mapping(source.config, source.formats, options.mapping)
+    check_mapping(source.config, options.mapping)
     available = parse_size(memory) if memory else host_memory()
     needs = host_needs(source.config, options)
     report = host_report(needs, available)

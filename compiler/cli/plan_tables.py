@@ -12,16 +12,17 @@ from mm2c.plan.advice import remedies, shortage
 from mm2c.plan.ask import Ask
 from mm2c.plan.choice import Considered, Plan
 from mm2c.plan.compare import Base, base_of
+from mm2c.plan.fit import Fit
 from mm2c.plan.gpus import Gpu
 from mm2c.plan.layouts import flags, name, words
 from mm2c.plan.report import contexts
-from mm2c.plan.room import Room, decode_buckets
+from mm2c.plan.room import decode_buckets
 from mm2c.plan.sizes import gb, gib, tokens
 from mm2c.plan.source import Source
 
 SHOWN = 6  # layouts that are printed without --all
 WHY = 46  # columns of a reason
-STYLES = {"chosen": "bold", "given": "bold", "no room": "red", "not possible": "dim"}
+STYLES = {"chosen": "bold", "closest": "bold red", "given": "bold", "no room": "red", "not possible": "dim"}
 
 
 def line(label: str, text: str) -> None:
@@ -75,13 +76,15 @@ def print_plan(plan: Plan, source: Source, *, every: bool) -> None:
             "note",
             f"more than the {plan.gpu.machine} of a machine: messages between machines take longer than stated",
         )
-    line("layout", f"{name(own.mapping)}{' (given)' if plan.given else ''}: {words(own.mapping)}")
+    how = " (given)" if plan.given else "" if plan.fits else " (the closest: none fits)"
+    line("layout", f"{name(own.mapping)}{how}: {words(own.mapping)}")
     line("why" if not plan.given else "step", plan.why)
     out.print()
-    print_table(_memory(own.tightest, own.rows))
+    print_table(_memory(own))
     line("capacity", _capacity(plan))
     out.print()
-    print_table(_requests(plan))
+    if own.kv_capacity_tokens:
+        print_table(_requests(plan))
     if not plan.given:
         print_table(_considered(plan, every))
     if plan.fits:
@@ -92,7 +95,8 @@ def print_plan(plan: Plan, source: Source, *, every: bool) -> None:
         err.print(f"  fits with {escape(remedy)}", soft_wrap=True)
 
 
-def _memory(room: Room, rows: int) -> Table:
+def _memory(own: Fit) -> Table:
+    room = own.tightest
     table = Table(title="each GPU", title_justify="left")
     table.add_column("part")
     table.add_column("GiB", justify="right")
@@ -108,12 +112,24 @@ def _memory(room: Room, rows: int) -> Table:
         ("activations", rank.activations, "tensors of the largest step, a bound"),
         ("workspace", rank.workspace, "what its kernels write besides, a bound"),
         ("buffers", rank.buffers, "inputs, block tables and logits between steps"),
-        ("reserve", room.reserve, f"{len(decode_buckets(rows))} CUDA graphs and 2 %, as the engine keeps it"),
+        ("reserve", room.reserve, f"{len(decode_buckets(own.rows))} CUDA graphs and 2 %, as the engine keeps it"),
         ("system", room.system + room.collectives, "driver, context and NCCL, an estimate"),
-        ("KV cache", room.free, f"{rank.kv_per_token:,} bytes a token: {room.tokens:,} tokens"),
     ]  # fmt: skip
+    if room.tokens:
+        short = "" if own.fits else f", {gib(own.short)} short of the {own.required:,} asked for"
+        parts.append(
+            ("KV cache", room.free, f"{rank.kv_per_token:,} bytes a token: {room.tokens:,} tokens{short}")
+        )
     for part, size, what in parts:
         table.add_row(part, f"{size / 2**30:,.2f}", f"{size / room.memory:.1%}", what)
+    if not room.tokens:
+        table.add_row(
+            "KV cache",
+            "no room",
+            "",
+            f"{gib(own.short)} short of {own.required:,} tokens of cache",
+            style="red",
+        )
     table.add_section()
     table.add_row("memory", f"{room.memory / 2**30:,.2f}", "", "as the driver reports it")
     return table
@@ -121,6 +137,8 @@ def _memory(room: Room, rows: int) -> Table:
 
 def _capacity(plan: Plan) -> str:
     own = plan.best
+    if not own.kv_capacity_tokens:
+        return "none: there is no room for a KV cache"
     text = f"{own.kv_capacity_tokens:,} tokens of KV cache in all"
     if own.mapping.dp > 1:
         text += f": {own.group_tokens:,} in each of {own.mapping.dp} groups of {own.mapping.tp} GPUs"

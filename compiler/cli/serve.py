@@ -90,6 +90,15 @@ def serve(
     checksums: Annotated[
         bool, typer.Option("--checksums/--no-checksums", help="Compare every file with the manifest first.")
     ] = True,
+    self_check: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare the engine's answers with the golden vectors that `mm2c verify` left in the bundle before "
+            "serving: always; first: until they have agreed once on these GPUs and driver; never. "
+            "Default: $MM2C_SELF_CHECK, else first on a GPU, never on the CPU.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Triton's verbose log.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line on stdout when ready.")] = False,
 ) -> None:
@@ -108,6 +117,7 @@ def serve(
         from mm2c.serve.openai_front import OpenAIFront
         from mm2c.serve.ports import choose_ports
         from mm2c.serve.run_directory import RunDirectory
+        from mm2c.serve.self_check import served_self_check
         from mm2c.serve.server import Server, Settings
         from mm2c.serve.supervisor import Supervisor
         from mm2c_runtime.checksums import check_contents, check_sizes
@@ -124,12 +134,13 @@ def serve(
             manifest = read_manifest(bundle)
             (check_contents if checksums else check_sizes)(bundle, manifest.files)
         _refuse_unservable(bundle, manifest)
+        mode = served_self_check(bundle, manifest, self_check)
         with bars.stage("checking the weights"):
             source = served_checkpoint(manifest, checkpoint)
         _end_on(signal.SIGHUP)
         _end_on(signal.SIGINT)
         settings = Settings(
-            bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums, source
+            bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums, source, mode
         )
         front_of = None if openai is None else front_settings(openai, settings, manifest)
         run = RunDirectory(installation)

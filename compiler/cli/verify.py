@@ -15,7 +15,9 @@ def verify(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint the bundle was built from: folder or hub id. Default: the one recorded."
+            help="Checkpoint the bundle was built from: folder or hub id. Default: $MM2C_CHECKPOINT_FOLDER, else "
+            "the one recorded.",
+            show_default=False,
         ),
     ] = None,
     lowering: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mm2c.lower.program import LoweredRank
+from mm2c.lower.writer import drop_unused
 from mm2c.passes.edit import PassError, present
 
 GATHER = "lm_head.all_gather"
@@ -30,3 +31,4 @@ def lower_to_local_head(rank: LoweredRank) -> None:
     own.shape = None if whole.shape is None else ir.Shape([*whole.shape[:-1], None])
     graph.outputs[0] = own
     graph.remove([users[0], gather], safe=True)
+    drop_unused(rank.model, rank.recipes)

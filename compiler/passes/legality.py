@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from mm2c.config import Mapping, ModelConfig, WeightFormats
+from mm2c.config import Mapping, ModelConfig
 from mm2c.errors import UserError
-from mm2c.weights.rank_graph import RankGraph
 
 _WIDEST = 512  # GPUs of the largest layout that is suggested
 _NAMED = 4  # layouts that a refusal names
 
 
-def check_mapping(config: ModelConfig, formats: WeightFormats, mapping: Mapping) -> None:
+def check_mapping(config: ModelConfig, mapping: Mapping) -> None:
     """Refuse a cut that is not exact for this model.
 
     Raises:
@@ -66,8 +65,9 @@ def mapping_fault(config: ModelConfig, mapping: Mapping) -> tuple[str, str] | No
 def nearest(
     config: ModelConfig, mapping: Mapping, takes: Callable[[Mapping], bool] = lambda mapping: True
 ) -> list[Mapping]:
-    """Legal layouts that ``takes`` says yes to, the nearest first: alike in the number of GPUs, tp, ep and dp. Where
-    tp itself is at fault, each with another tp or dp."""
+    """A few legal layouts that ``takes`` says yes to, the nearest first: alike in the number of GPUs, tp, ep and dp.
+    Where tp itself is at fault, each with another tp or dp. ``takes`` is asked of near ones first, of no more than are
+    needed."""
     asked = mapping.gpus
     fault = mapping_fault(config, mapping)
     apart = fault is not None and fault[0] == "--tp"
@@ -78,27 +78,21 @@ def nearest(
         return (unlike + 2 * abs(other.gpus - asked) / asked, other.tp, other.ep)
 
     some = _layouts(config, min(_WIDEST, 2 * asked))
-    legal = (m for m in some if mapping_fault(config, m) is None and takes(m))
+    legal = (m for m in some if mapping_fault(config, m) is None)
     found: dict[tuple[int, ...], Mapping] = {}
     for other in sorted(legal, key=distance):
-        found.setdefault((other.tp, other.dp) if apart else (other.tp, other.dp, other.ep), other)
-    return list(found.values())[:_NAMED]
+        kind = (other.tp, other.dp) if apart else (other.tp, other.dp, other.ep)
+        if kind not in found and takes(other):
+            found[kind] = other
+            if len(found) == _NAMED:
+                break
+    return list(found.values())
 
 
 def layout(mapping: Mapping) -> str:
     """``--tp 4 --ep 4 --dp 2``; --dp only where there is more than one."""
     text = f"--tp {mapping.tp} --ep {mapping.ep}"
     return text + (f" --dp {mapping.dp}" if mapping.dp != 1 else "")
-
-
-def stored_formats(graph: RankGraph) -> WeightFormats:
-    """The FP8 modules of a graph, read from its recipes."""
-    fp8 = frozenset(
-        name.removesuffix(".weight").removesuffix(".gate_up_proj").removesuffix(".down_proj")
-        for name, recipe in graph.recipes.items()
-        if recipe.dtype == "e4m3"
-    )
-    return WeightFormats(fp8=fp8)
 
 
 def _layouts(config: ModelConfig, gpus: int) -> Iterator[Mapping]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mm2c.collectives import plan_collectives
 from mm2c.config import Mapping, ModelConfig
 from mm2c.passes.edit import PassError, clear_intermediate_shapes, nodes_of
-from mm2c.passes.legality import check_mapping, stored_formats
+from mm2c.passes.legality import check_mapping
 from mm2c.passes.shard_experts import shard_experts
 from mm2c.passes.shard_heads import shard_heads
 from mm2c.passes.shard_vocabulary import shard_vocabulary
@@ -21,7 +21,7 @@ def shard(graph: RankGraph, config: ModelConfig, mapping: Mapping) -> RankGraph:
     Raises:
         UserError: the mapping is not legal for this model.
     """
-    check_mapping(config, stored_formats(graph), mapping)
+    check_mapping(config, mapping)
     if mapping.ranks == 1:
         return graph
     own = RankGraph(graph.model.clone(), dict(graph.recipes))

@@ -8,10 +8,10 @@ from mm2c.checkpoint.convert import converted_formats
 from mm2c.config import PAGE
 from mm2c.errors import UserError
 from mm2c.plan.ask import Ask
-from mm2c.plan.choice import Plan, make_plan
+from mm2c.plan.choice import Plan, fewest, make_plan
 from mm2c.plan.fit import Fit, fit
 from mm2c.plan.gpus import GPUS, Gpu
-from mm2c.plan.layouts import MOST_GPUS, flags, name
+from mm2c.plan.layouts import flags, name
 from mm2c.plan.sizes import gib
 
 
@@ -31,10 +31,10 @@ def shortage(plan: Plan) -> str:
 
 
 def remedies(plan: Plan) -> list[str]:
-    """Changes of which each alone makes the plan fit: less asked for, other formats, more or larger GPUs."""
+    """Changes of which each alone makes the plan fit: less asked for, other formats, other or larger GPUs."""
     if plan.fits:
         return []
-    tried = [_smaller(plan.best), _kv(plan), _weights(plan), _more(plan), _larger(plan)]
+    tried = [_smaller(plan.best), _kv(plan), _weights(plan), _enough(plan), _larger(plan)]
     return [text for text in tried if text]
 
 
@@ -64,12 +64,11 @@ def _fits(ask: Ask, plan: Plan) -> bool:
     return fit(ask, plan.gpu, plan.best.mapping).fits
 
 
-def _more(plan: Plan) -> str:
-    count = plan.best.mapping.gpus
-    while (count := 2 * count) <= MOST_GPUS:
-        if found := _best(plan.ask, plan.gpu, count):
-            return f"{count} GPUs ({flags(found.mapping)})"
-    return ""
+def _enough(plan: Plan) -> str:
+    """As many GPUs as it takes, in a layout of their own: more, or the same in another way, or fewer where a number
+    such as 5 can only be used badly."""
+    enough = fewest(plan.ask, plan.gpu)
+    return "" if enough is None else f"{enough.mapping.gpus} GPUs ({flags(enough.mapping)})"
 
 
 def _larger(plan: Plan) -> str:

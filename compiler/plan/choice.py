@@ -11,18 +11,20 @@ from mm2c.errors import UserError
 from mm2c.plan.ask import Ask
 from mm2c.plan.fit import Fit, fit
 from mm2c.plan.gpus import Gpu
-from mm2c.plan.layouts import MOST_GPUS, fault_of, flags, layouts, nearest
+from mm2c.plan.layouts import MOST_GPUS, fault_of, flags, layouts
 from mm2c.plan.sizes import gib, tokens
 from mm2c.plan.speed import DecodeStep, decode_step
 
 ALIKE = 1.02  # steps whose bounds differ by less are equally fast; the larger cache decides then
+NAMED = 4  # layouts that a refusal names
 ROOMY = 0.5  # of the largest cache: a layout with less is not chosen unless the batch was given and fits
-Verdict = Literal["chosen", "given", "fits", "no room", "not possible"]
+Verdict = Literal["chosen", "closest", "given", "fits", "no room", "not possible"]
 
 
 @dataclass(frozen=True)
 class Considered:
-    """One layout: ``why`` it was taken or left; ``fit`` and ``step`` None where the model does not allow it."""
+    """One layout: ``why`` it was taken or left; ``fit`` and ``step`` None where the model does not allow it. Where none
+    fits, the one that lacks little is the "closest" instead of "chosen"."""
 
     mapping: Mapping
     verdict: Verdict
@@ -96,31 +98,57 @@ def _counts(ep: int, dp: int) -> list[int]:
 
 
 def _given(ask: Ask, gpu: Gpu, mapping: Mapping) -> Plan:
-    if fault := fault_of(ask.config, ask.formats, mapping):
-        raise UserError(fault.what, where=fault.where or "--tp, --ep, --dp", remedy=_near(ask, gpu, mapping))
+    if fault := fault_of(ask.config, mapping):
+        raise UserError(
+            fault.what, where=fault.where or "--tp, --ep, --dp", remedy=_near(ask, gpu, mapping, fault)
+        )
     own = fit(ask, gpu, mapping)
     step = decode_step(own)
     return Plan(ask, gpu, True, own, (Considered(mapping, "given", _figures(own, step), own, step),))
 
 
-def _near(ask: Ask, gpu: Gpu, wanted: Mapping) -> str:
-    words = []
-    for mapping in nearest(ask.config, ask.formats, wanted):
-        own = fit(ask, gpu, mapping)
-        size = f"{tokens(own.kv_capacity_tokens)} tokens" if own.fits else f"{gib(own.short)} a GPU too much"
-        words.append(f"{flags(mapping)} ({mapping.gpus} GPUs, {size})")
-    return "the nearest layouts that can: " + "; ".join(words)
+def _near(ask: Ask, gpu: Gpu, wanted: Mapping, fault: UserError | None) -> str:
+    """Layouts like ``wanted`` that can work, those that fit first; where none does, the fewest GPUs that do. Where none
+    can work at all, what ``fault`` says."""
+    from mm2c.passes.legality import nearest
+
+    def runs(mapping: Mapping) -> bool:
+        return fault_of(ask.config, mapping) is None
+
+    def has_room(mapping: Mapping) -> bool:
+        return runs(mapping) and fit(ask, gpu, mapping).fits
+
+    roomy = nearest(ask.config, wanted, has_room)
+    near = list(dict.fromkeys([*roomy, *nearest(ask.config, wanted, runs)]))[:NAMED]
+    if not near:
+        return fault.remedy if fault else ""
+    named = "; ".join(_size(fit(ask, gpu, mapping)) for mapping in near)
+    if not roomy and (enough := fewest(ask, gpu)):
+        return f"it fits on {_size(enough)}; the nearest layouts that can work, too small: {named}"
+    return f"the nearest layouts that can: {named}"
+
+
+def fewest(ask: Ask, gpu: Gpu) -> Fit | None:
+    """The best layout of the fewest GPUs that suffice; None where no number does."""
+    plans = (_best_on(ask, gpu, count, 0, 0) for count in _counts(0, 0))
+    return next((plan.best for plan in plans if plan and plan.fits), None)
+
+
+def _size(own: Fit) -> str:
+    count = own.mapping.gpus
+    size = f"{tokens(own.kv_capacity_tokens)} tokens" if own.fits else f"{gib(own.short)} a GPU too much"
+    return f"{flags(own.mapping)} ({count} GPU{'s' if count > 1 else ''}, {size})"
 
 
 def _impossible(ask: Ask, gpu: Gpu, gpus: int, ep: int, dp: int) -> UserError:
     count = gpus or max(ep, dp, 1)
     asked = [f"--{kind} {size}" for kind, size in (("gpus", gpus), ("ep", ep), ("dp", dp)) if size]
     wanted = Mapping(max(count // (dp or 1), 1), ep or 1, dp or 1)
-    fault = fault_of(ask.config, ask.formats, wanted)
+    fault = fault_of(ask.config, wanted)
     return UserError(
         f"no layout of {' '.join(asked)} can work" + (f": {fault.what}" if fault else ""),
         where="--gpus, --ep, --dp",
-        remedy=_near(ask, gpu, wanted),
+        remedy=_near(ask, gpu, wanted, fault),
     )
 
 
@@ -128,7 +156,7 @@ def _best_on(ask: Ask, gpu: Gpu, gpus: int, ep: int, dp: int) -> Plan | None:
     """None where no layout is legal."""
     found, refused = [], []
     for mapping in layouts(gpus, ep=ep, dp=dp):
-        fault = fault_of(ask.config, ask.formats, mapping)
+        fault = fault_of(ask.config, mapping)
         if fault:
             refused.append(Considered(mapping, "not possible", fault.what))
         else:
@@ -139,7 +167,8 @@ def _best_on(ask: Ask, gpu: Gpu, gpus: int, ep: int, dp: int) -> Plan | None:
     fitting = [pair for pair in found if pair[0].fits]
     best, step = _fastest(_roomy(fitting, ask)) if fitting else _fastest(_nearly(found))
     rest = sorted((pair for pair in found if pair[0] is not best), key=_order)
-    listed = [Considered(best.mapping, "chosen", _chosen(best, step, len(fitting)), best, step)]
+    verdict: Verdict = "chosen" if fitting else "closest"
+    listed = [Considered(best.mapping, verdict, _chosen(best, step, len(fitting), len(found)), best, step)]
     listed += [_left(own, its, best, step) for own, its in rest]
     return Plan(ask, gpu, False, best, (*listed, *refused))
 
@@ -170,9 +199,10 @@ def _fastest(pairs: list[tuple[Fit, DecodeStep]]) -> tuple[Fit, DecodeStep]:
     return max(alike, key=lambda pair: pair[0].kv_capacity_tokens)
 
 
-def _chosen(own: Fit, step: DecodeStep, fitting: int) -> str:
+def _chosen(own: Fit, step: DecodeStep, fitting: int, legal: int) -> str:
     if not own.fits:
-        return f"none fits; this lacks {gib(own.short)} a GPU: " + _figures(own, step)
+        none = f"none of the {legal} that can work fits; this is the closest" if legal > 1 else "does not fit"
+        return f"{none}, {gib(own.short)} a GPU short; {_figures(own, step)}"
     roomy = "" if own.ask.batch else " and hold at least half of the most tokens"
     others = f"the shortest step of those that fit{roomy}" if fitting > 1 else "the only one that fits"
     return f"{others}: {_figures(own, step)}"
@@ -188,8 +218,11 @@ def _figures(own: Fit, step: DecodeStep) -> str:
 
 def _left(own: Fit, step: DecodeStep, best: Fit, its: DecodeStep) -> Considered:
     if not own.fits:
-        what = "weights alone" if not own.weights_fit else f"{own.required:,} tokens of cache a group"
-        why = f"{what}: {gib(own.short)} a GPU too much"
+        alone, size = "weights alone", max(0, -own.tightest.free)
+        what, size = (
+            (f"{own.required:,} tokens of cache a group", own.short) if own.weights_fit else (alone, size)
+        )
+        why = f"{what}: {gib(size)} a GPU too much"
         return Considered(own.mapping, "no room", why, own, step)
     slower = step.seconds / its.seconds
     more = own.kv_capacity_tokens / max(best.kv_capacity_tokens, 1)

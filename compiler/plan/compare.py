@@ -86,7 +86,7 @@ def compare(ask: Ask) -> tuple[Comparison, ...]:
     found = []
     for row in guide.ROWS:
         for mapping in (*row.layouts, *row.refused):
-            if fault_of(ask.config, ask.formats, mapping) is None:
+            if fault_of(ask.config, mapping) is None:
                 found += [_compared(ask, base, row, mapping, card) for card in row.cards]
     return tuple(found)
 

@@ -1,14 +1,12 @@
-"""The layouts that a number of GPUs allows, which of them a model allows, and those nearest to one that it does not."""
+"""The layouts that a number of GPUs allows, and why a model does not allow one of them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from mm2c.config import Mapping, ModelConfig, WeightFormats
+from mm2c.config import Mapping, ModelConfig
 from mm2c.errors import UserError
 
-NEAREST = 3  # layouts that are suggested
 MOST_GPUS = 64  # that a layout is looked for on
 
 
@@ -23,29 +21,17 @@ def layouts(gpus: int, *, tp: int = 0, ep: int = 0, dp: int = 0) -> Iterator[Map
             )
 
 
-def fault_of(config: ModelConfig, formats: WeightFormats, mapping: Mapping) -> UserError | None:
+def fault_of(config: ModelConfig, mapping: Mapping) -> UserError | None:
     """Why neither the model nor the cuda engine's kernels allow a cut; None where they do."""
     from mm2c.engine.cuda_limits import check_cuda
     from mm2c.passes.legality import check_mapping
 
     try:
-        check_mapping(config, formats, mapping)
+        check_mapping(config, mapping)
         check_cuda(config, mapping)
     except UserError as error:
         return error
     return None
-
-
-def legal(config: ModelConfig, formats: WeightFormats, gpus: int) -> list[Mapping]:
-    return [mapping for mapping in layouts(gpus) if fault_of(config, formats, mapping) is None]
-
-
-def nearest(config: ModelConfig, formats: WeightFormats, wanted: Mapping) -> list[Mapping]:
-    """Legal layouts like ``wanted``: on as many GPUs if there are any, else on the next numbers of them."""
-    for gpus in sorted(range(1, MOST_GPUS + 1), key=lambda count: (abs(count - wanted.gpus), count)):
-        if found := legal(config, formats, gpus):
-            return sorted(found, key=lambda mapping: _distance(mapping, wanted))[:NEAREST]
-    return []
 
 
 def name(mapping: Mapping) -> str:
@@ -83,10 +69,3 @@ def words(mapping: Mapping) -> str:
 
 def _divisors(count: int) -> list[int]:
     return [size for size in range(1, count + 1) if count % size == 0]
-
-
-def _distance(mapping: Mapping, wanted: Mapping) -> float:
-    """Octaves between the sizes; the number of ranks that cut the attention counts most."""
-    weights = (2.0, 1.0, 1.0)
-    pairs = ((mapping.tp, wanted.tp), (mapping.ep, wanted.ep), (mapping.dp, wanted.dp))
-    return sum(w * abs(math.log2(a / max(b, 1))) for w, (a, b) in zip(weights, pairs, strict=True))

@@ -108,7 +108,8 @@ def draw_memory(bars: Sequence[Bar], title: str, subtitle: str) -> str:
 def _bar(bar: Bar, y: int, scale: float) -> list[str]:
     lines = [f'<text x="{LEFT - 8}" y="{y + 18}" text-anchor="end">{escape(bar.label)}</text>']
     if bar.memory:
-        lines.append(_rect("free", LEFT, y, bar.memory * scale, f"free: {gib(bar.memory - bar.used)}"))
+        free = bar.memory - bar.used
+        lines.append(_rect("free", LEFT, y, bar.memory * scale, f"free: {gib(free)}" if free >= 0 else ""))
     x = float(LEFT)
     for name, size in bar.parts:
         wide = size * scale
@@ -124,7 +125,7 @@ def _bar(bar: Bar, y: int, scale: float) -> list[str]:
         kind = "over" if bar.used > bar.memory else "frame"
         lines.append(_rect(kind, LEFT, y, bar.memory * scale, ""))
         end = LEFT + max(bar.memory, bar.used) * scale
-        text = f"{gib(bar.memory - bar.used)} free" if bar.used <= bar.memory else "too much"
+        text = f"{gib(free)} free" if free >= 0 else "too much"
     else:
         end, text = x, gib(bar.used)
     lines.append(f'<text class="soft" x="{end + 6:.1f}" y="{y + 18}" font-size="11">{text}</text>')
@@ -141,13 +142,15 @@ def _key(bars: Sequence[Bar], y: int) -> tuple[list[str], int]:
     """Two columns: colour, part, and its bytes on the first GPU."""
     names = [(name, size) for name, size in bars[0].parts if size]
     if bars[0].memory:
-        names.append(("free", bars[0].memory - bars[0].used))
+        free = bars[0].memory - bars[0].used
+        names.append(("free", free) if free >= 0 else ("too much", -free))
     half = -(-len(names) // 2)
     lines = []
     for place, (name, size) in enumerate(names):
         x = LEFT + (place // half) * (WIDTH - LEFT) // 2
         at = y + (place % half) * KEY
-        look = 'class="free"' if name == "free" else f'fill="{COLOURS[name]}"'
+        kind = {"free": "free", "too much": "over"}.get(name)
+        look = f'class="{kind}"' if kind else f'fill="{COLOURS[name]}"'
         lines.append(f'<rect {look} x="{x}" y="{at}" width="14" height="14"/>')
         lines.append(f'<text x="{x + 22}" y="{at + 12}">{escape(MEANS.get(name, name))}</text>')
         lines.append(

@@ -24,6 +24,7 @@ from mm2c.serve.run_directory import RunDirectory
 from mm2c.serve.secret import blank, new_secret, restrictions
 from mm2c_runtime.memory import VARIABLE as KV_TOKENS_VARIABLE
 from mm2c_runtime.openai.api_keys import VARIABLE as API_KEYS_VARIABLE
+from mm2c_runtime.selfcheck import VARIABLE as SELF_CHECK_VARIABLE
 from mm2c_runtime.server.child import absolute_folders
 from mm2c_runtime.stub.keeper import CHECKSUMS_VARIABLE
 from mm2c_runtime.stub.model_control import ADDRESS_VARIABLE, SECRET_VARIABLE
@@ -43,7 +44,8 @@ class Settings:
 
     ``kv_tokens``: the engine's KV-cache budget; None for the bundle's own. ``checksums``: whether the engine
     compares the files' hashes with the manifest, or only their sizes. ``checkpoint``: where the engine reads the
-    weights of a bundle that has none.
+    weights of a bundle that has none. ``self_check``: when the engine is compared with the golden vectors; None for
+    ``$MM2C_SELF_CHECK``, else the engine's default.
     """
 
     bundle: Path
@@ -55,6 +57,7 @@ class Settings:
     kv_tokens: int | None = None
     checksums: bool = True
     checkpoint: Path | None = None
+    self_check: str | None = None
 
 
 class Server:
@@ -192,13 +195,17 @@ class Server:
         """This process's, with what the Python stub needs: it takes the first python3 on PATH as its own."""
         libraries = [str(p) for p in self._installation.libraries]
         inherited = os.environ.get("LD_LIBRARY_PATH")
-        kv_tokens, checkpoint = self._settings.kv_tokens, self._settings.checkpoint
+        settings = self._settings
+        given = {
+            KV_TOKENS_VARIABLE: settings.kv_tokens,
+            CHECKPOINT_VARIABLE: settings.checkpoint,
+            SELF_CHECK_VARIABLE: settings.self_check,
+        }
         return {
             **{name: value for name, value in os.environ.items() if name != API_KEYS_VARIABLE},
             **absolute_folders(os.environ),  # Triton runs in another folder
-            CHECKSUMS_VARIABLE: "full" if self._settings.checksums else "sizes",
-            **({} if kv_tokens is None else {KV_TOKENS_VARIABLE: str(kv_tokens)}),
-            **({} if checkpoint is None else {CHECKPOINT_VARIABLE: str(checkpoint)}),
+            CHECKSUMS_VARIABLE: "full" if settings.checksums else "sizes",
+            **{name: str(value) for name, value in given.items() if value is not None},
             "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *([inherited] if inherited else [])]),
             SOCKET_VARIABLE: str(self._run.socket),

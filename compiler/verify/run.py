@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from mm2c.progress import Progress
 from mm2c.verify.logits import TOLERANCE, CaseResult, Trajectory
 from mm2c_runtime.manifest import CheckpointInfo, Limits, Manifest
 from mm2c_runtime.manifest_file import read_bundle
+from mm2c_runtime.weights.checkpoint import VARIABLE
 
 if TYPE_CHECKING:
     from mm2c.checkpoint.locate import Located
@@ -146,15 +148,24 @@ def fitting(limits: Limits, bundle: Path, steps: int, rows: int, progress: Progr
 
 
 def located(against: str | None, source: CheckpointInfo, progress: Progress) -> Located:
+    """``against``, else ``$MM2C_CHECKPOINT_FOLDER``, else where the bundle was built from. UserError where it is not
+    there."""
     from mm2c.checkpoint import locate
 
     if against is not None:
         return locate(against, progress=progress)
+    moved = os.environ.get(VARIABLE)
+    if moved:
+        named, revision = str(Path(moved).expanduser().absolute()), None  # a folder, whatever it looks like
+    else:
+        named, revision = source.source, source.revision
+        if revision is None and source.folder:  # the source may be relative to where the build ran
+            named = source.folder
     try:
-        return locate(source.source, revision=source.revision, progress=progress)
+        return locate(named, revision=revision, progress=progress)
     except UserError as error:
         raise UserError(
             f"the checkpoint that the bundle was built from is not at hand: {error.what}",
-            where=error.where,
-            remedy="name it with --against",
+            where=f"${VARIABLE} = {moved}" if moved else error.where,
+            remedy=f"name it with --against, or say where it is now: {VARIABLE}=FOLDER",
         ) from error

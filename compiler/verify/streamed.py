@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm2c.host_memory import peak_rss
 from mm2c.verify.expert_stacks import KEPT, ExpertCache
 from mm2c.verify.fault import faulty_tensors
 from mm2c.verify.layer_engine import LayerEngine, LayerOutput
@@ -119,7 +119,7 @@ def verify_streamed(
                 outcome.results.append(_with_tensors(result, engine, checkpoint))
             stage.advance()
     outcome.seconds = time.monotonic() - began
-    outcome.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    outcome.peak_rss = peak_rss()
     return outcome
 
 

@@ -50,14 +50,10 @@ def self_check(folder: Path, manifest: Manifest, executor: Executor, mode: Mode,
     """
     if mode == "never":
         return
+    if mode == "always":
+        require_golden(folder)
     golden = read_golden(folder)
     if golden is None:
-        if mode == "always":
-            raise BundleError(
-                "the bundle has no golden vectors to check the engine with",
-                where=str(folder / GOLDEN),
-                remedy="write them with `mm2c verify`, or start without the self-check",
-            )
         return
     marker = _marker(folder, manifest, device or device_name(manifest.engine))
     if mode == "first" and marker is not None and marker.is_file():
@@ -89,6 +85,16 @@ def self_check(folder: Path, manifest: Manifest, executor: Executor, mode: Mode,
         _remember(marker, {"error": worst.error, "allowed": worst.allowed, "positions": len(judged)})
 
 
+def require_golden(folder: Path) -> None:
+    """Raises BundleError where the bundle has no golden vectors."""
+    if not (folder / GOLDEN).is_file():
+        raise BundleError(
+            "the bundle has no golden vectors to check the engine with",
+            where=str(folder / GOLDEN),
+            remedy="write them with `mm2c verify`, or start without the self-check",
+        )
+
+
 def checked(
     folder: Path, manifest: Manifest, executor: Executor, asked: str | None, *, gpu: bool
 ) -> Executor:
@@ -113,8 +119,8 @@ def refuse_failures(folder: Path, figures: Sequence[Figure]) -> None:
         f"{flips} with another greedy token; worst is token {worst.token} of row {worst.row} ({worst.kind}), off by "
         f"{worst.error:.3g} of the largest logit where {worst.allowed:.3g} is allowed",
         where=str(folder),
-        remedy="do not serve it: run `mm2c verify` and the GPU's own diagnostics. MM2C_SELF_CHECK=never starts without "
-        "the check",
+        remedy="do not serve it: run `mm2c verify` and the GPU's own diagnostics. `mm2c serve --self-check never`, or "
+        "MM2C_SELF_CHECK=never, starts without the check",
     )
 
 

@@ -26,6 +26,7 @@ from mm2c_runtime.errors import BundleError
 GOLDEN = "report/golden.safetensors"
 FORMAT = 1
 KEY = "mm2c.golden"  # of the metadata
+ROUNDING = 1e-5  # of the largest value: sums in another order
 _AGAIN = "write it again with `mm2c verify BUNDLE`, where the checkpoint and transformers are"
 
 
@@ -47,6 +48,22 @@ class Golden:
 
     rows: tuple[GoldenRow, ...]
     about: dict[str, Any]
+
+    def agrees(self, other: Golden) -> bool:
+        """Whether both are of one reference, and its values the same but for rounding."""
+        if self.about | other.about != self.about or len(self.rows) != len(other.rows):
+            return False
+        for one, two in zip(self.rows, other.rows, strict=True):
+            if (one.ids, one.prompt) != (two.ids, two.prompt):
+                return False
+            if not np.array_equal(one.positions, two.positions) or one.hidden.shape != two.hidden.shape:
+                return False
+            for a, b in ((one.logits, two.logits), (one.hidden, two.hidden)):
+                if a.size and float(np.abs(a - b).max()) > ROUNDING * float(np.abs(a).max()):
+                    return False
+            if not np.allclose(one.measured, two.measured, rtol=0.5, atol=1e-4):
+                return False
+        return True
 
     def to_bytes(self) -> bytes:
         """The file's content; equal values, equal bytes."""

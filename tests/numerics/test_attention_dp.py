@@ -1,26 +1,20 @@
 """Attention-DP: groups of ranks, each with requests of its own, that share the experts. Uneven and empty groups give
-what one rank alone gives, from the executor and from the engine, on the CPU and over the cuda engine's ranks."""
+what one rank alone gives, from the CPU engine's executor and from the loop around it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_reference import SamplingOps, build_cuda_bundle
-from paged_driver import TOLERANCE as CUDA_TOLERANCE
-from paged_driver import Driver
 
 from mm2c.pipeline import BuildRequest, build_bundle
 from mm2c.verify.logits import TOLERANCE
 from mm2c_runtime.bundle import Bundle
-from mm2c_runtime.executors.cuda.executor import CudaExecutor
 from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
 from mm2c_runtime.manifest_file import read_manifest
-from mm2c_runtime.ranks.executor import RankedExecutor
 from mm2c_runtime.step import RowStep, SamplingParams, StepBatch
 
 SIZES = {"context": 256, "max_rows": 6, "prefill_chunk": 48}
@@ -181,109 +175,3 @@ def test_a_budget_is_for_all_groups_and_a_request_for_one(bundle: Path) -> None:
         assert loaded.generate(prompt="a b c", max_tokens=40, ignore_eos=True).num_output_tokens == 40
         with pytest.raises(Exception, match="100"):
             loaded.generate(prompt="a b c", max_tokens=150)
-
-
-@pytest.fixture(scope="module", params=[LAYOUTS[0], LAYOUTS[2]], ids=layout_name)
-def ranked(
-    request: pytest.FixtureRequest, tiny_m2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RankedExecutor]:
-    """Two groups of ranks of the cuda engine, as processes over gloo, with references for kernels."""
-    folder = tmp_path_factory.mktemp("ranks")
-    built = build_cuda_bundle(tiny_m2, folder / "bundle", folder / "library", **SIZES, **request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fixtures"))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        ranks = read_manifest(built).mapping.ranks
-        executor = RankedExecutor(
-            built, devices=["cpu"] * ranks, groups=2, backend="gloo", kv_tokens=512,
-            ops="cuda_reference:SamplingOps",
-        )  # fmt: skip
-    yield executor
-    executor.close()
-
-
-class Groups:
-    """Drives the groups of an executor, each as ``Driver`` drives one."""
-
-    def __init__(self, executor: Any) -> None:
-        self.executor = executor
-        self.drivers = [Driver(executor) for _ in range(executor.kv.groups)]
-
-    def prefill(self, group: int, prompt: list[int]) -> StepBatch:
-        pool = self.drivers[group].pool
-        row = pool.allocate(64)
-        step = RowStep(row, prompt, 0, len(prompt), True, blocks=pool.take_blocks(row), sampling=GREEDY)
-        pool.advance(row, len(prompt))
-        return self.drivers[group].batch("prefill", [step])
-
-    def promote(self, group: int, row: int) -> None:
-        self.drivers[group].copies += self.drivers[group].pool.promote(row)
-
-    def steps(self, *batches: StepBatch | None) -> list[list[int | None]]:
-        results = self.executor.steps(batches)
-        assert all(result is None or not result.failure for result in results)
-        return [[] if result is None else [row.token for row in result.rows] for result in results]
-
-
-def test_ranks_of_the_cuda_engine_compute_what_one_does(ranked: RankedExecutor, cuda_bundle: Path) -> None:
-    """One group prefills beside the other one's decoding, and decodes alone."""
-    single = CudaExecutor(
-        cuda_bundle, read_manifest(cuda_bundle), ops=SamplingOps(), device="cpu", kv_tokens=512
-    )
-    driver = Driver(single)
-    short = [PROMPTS[0], PROMPTS[1], PROMPTS[3]]
-    wanted = [[driver.prefill(prompt, 64)[1].token] for prompt in short]
-    for step in range(1, 4):
-        batch = driver.decode_batch([answer[-1] for answer in wanted], [step] * 3)
-        for answer, row in zip(wanted, single.step(batch).rows, strict=True):
-            answer.append(row.token)
-    single.close()
-
-    groups, found = Groups(ranked), [[], [], []]
-    assert (ranked.kv.groups, ranked.kv.rows, ranked.kv_tokens) == (2, SIZES["max_rows"] + 1, 512)
-    found[0] += groups.steps(None, groups.prefill(1, short[0]))[1]  # the first group is empty
-    groups.promote(1, 0)
-    tokens = groups.steps(groups.prefill(0, short[1]), groups.drivers[1].decode_batch(found[0][-1:]))
-    found[1] += tokens[0]
-    found[0] += tokens[1]
-    groups.promote(0, 0)
-    found[2] += groups.steps(groups.prefill(0, short[2]), None)[0]
-    groups.promote(0, 1)
-    for step in range(1, 4):
-        own = groups.drivers[0].decode_batch([found[1][-1], found[2][-1]], [step] * 2)
-        other = groups.drivers[1].decode_batch(found[0][-1:], [step + 1]) if step < 3 else None
-        tokens = groups.steps(own, other)
-        found[1].append(tokens[0][0])
-        found[2].append(tokens[0][1])
-        found[0] += tokens[1]
-    assert found == wanted
-    assert ranked.forward_seconds > 0
-
-
-def test_a_bad_batch_of_a_group_of_ranks_fails_alone(ranked: RankedExecutor) -> None:
-    wrong = RowStep(0, [5], 9999, 1, True)
-    good = RowStep(0, [5, 6], 0, 2, True, blocks=[2], sampling=GREEDY)
-    bad, fine = ranked.steps(
-        [StepBatch(30, "decode", [wrong]), StepBatch(31, "prefill", [good], released=[0])]
-    )
-    assert bad is not None
-    assert fine is not None
-    assert "9999" in bad.failure
-    assert fine.rows[0].token is not None
-    again, nothing = ranked.steps([StepBatch(32, "prefill", [good], released=[0]), None])
-    assert again is not None
-    assert (again.rows[0].token, nothing) == (fine.rows[0].token, None)
-
-
-def test_logits_of_groups_of_ranks(ranked: RankedExecutor, cuda_bundle: Path) -> None:
-    single = CudaExecutor(
-        cuda_bundle, read_manifest(cuda_bundle), ops=SamplingOps(), device="cpu", kv_tokens=512
-    )
-    prompts = [PROMPTS[0], PROMPTS[2][:20]]
-    steps = [RowStep(0, p, 0, len(p), False, blocks=[1]) for p in prompts]
-    batches = [StepBatch(40, "prefill", [step], released=[0]) for step in steps]
-    wanted = [single.forward(batch) for batch in batches]
-    for found, expected in zip(ranked.forwards(batches), wanted, strict=True):
-        assert found is not None
-        assert np.abs(found - expected).max() <= CUDA_TOLERANCE * np.abs(expected).max()
-    single.close()

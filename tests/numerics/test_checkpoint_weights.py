@@ -150,6 +150,24 @@ def test_a_moved_checkpoint_is_served_when_its_place_is_said(
     monkeypatch.setenv(VARIABLE, str(second))
     with Bundle.load(bundle, threads=1) as loaded:
         assert loaded.generate(**asked).num_output_tokens
+    found = verify_checkpoint(bundle, None, "fast", steps=2, rows=1, progress=Quiet())
+    assert (found.passed, found.checkpoint) == (True, str(second))
+    monkeypatch.setenv(VARIABLE, str(bundle.with_name("gone")))
+    with pytest.raises(UserError, match="not at hand") as gone:
+        verify_checkpoint(bundle, None, "fast", steps=2, rows=1, progress=Quiet())
+    assert gone.value.where == f"${VARIABLE} = {bundle.with_name('gone')}"
+
+
+def test_a_bundle_is_verified_from_another_folder_than_it_was_built_in(
+    random_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint was named by a relative path."""
+    checkpoint = random_checkpoint(**SHAPE, quant="fp8", seed=61)
+    monkeypatch.chdir(checkpoint.parent)
+    bundle = tmp_path / "bundle"
+    build_bundle(BuildRequest(source=checkpoint.name, output=bundle, context=128, cache=False), Quiet())
+    monkeypatch.chdir(tmp_path)
+    assert verify_checkpoint(bundle, None, "fast", steps=2, rows=1, progress=Quiet()).passed
 
 
 def test_building_again_from_the_new_place_is_not_up_to_date(moved: tuple[Path, Path]) -> None:

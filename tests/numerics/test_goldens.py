@@ -109,6 +109,19 @@ def test_goldens_of_the_whole_model_are_as_good(built: Path, bundle: Path, tmp_p
     assert golden.rows[1].hidden.shape == (3, 9, 128)
 
 
+def test_inspect_tells_of_both(built: Path, bundle: Path) -> None:
+    text = " ".join(run("inspect", bundle).stdout.split())
+    assert "verify passed: streamed, " in text
+    assert "% of what is allowed" in text
+    assert "golden vectors of " in text
+    found = json.loads(run("inspect", bundle, "--json").stdout)
+    assert found["verified"]["passed"]
+    assert found["verified"]["reference"]["dtype"] == "f32"
+    assert found["golden"]["rows"] > 0
+    bare = json.loads(run("inspect", built, "--json").stdout)
+    assert bare["verified"] is bare["golden"] is None
+
+
 def test_a_bundle_verified_without_writing_has_none(built: Path) -> None:
     answer = run("verify", built, "--streamed", "--no-write", "--tokens", 8, "--json")
     assert answer.exit_code == 0

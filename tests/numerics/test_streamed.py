@@ -24,6 +24,7 @@ from mm2c.verify.run_streamed import verify_layers
 from mm2c.verify.script import make_script
 from mm2c.verify.streamed import Streamed, verify_streamed
 from mm2c.verify.streamed_reference import StreamedReference
+from mm2c_runtime.executors.cuda.program import Head, read_program
 from mm2c_runtime.manifest_file import read_bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,6 +59,7 @@ LAYOUTS = (
     Layout("cuda-fp8-tp4-ep2", FP8, "cuda", 4, 2),
     Layout("cuda-blocks-of-64", FP8, "cuda", 4),
     Layout("cuda-fp8-attention-dp", FP8, "cuda", 1, 2, (("dp", 2),)),
+    Layout("cuda-fp8-attention-dp-tp2", FP8, "cuda", 2, 4, (("dp", 4),)),
     Layout("cuda-fp8-kv", FP8, "cuda", 2, 2, (("kv_dtype", "fp8"),)),
     Layout("cuda-from-checkpoint", FP8, "cuda", 2, 2, (("weights", "checkpoint"),)),
 )
@@ -232,6 +234,23 @@ def test_a_wrong_recipe_is_found_though_the_bytes_agree_with_it(
     found = compare(bundle, random_checkpoint(**FP8))
     failed = [r for r in found.results if not r.passed and r.dtype == "f32" and r.layer != "logits"]
     assert [(r.layer, r.part, r.tensors) for r in failed] == [("1", "experts", ())]
+
+
+def test_a_head_whose_logits_are_not_gathered(
+    cuda_tp2: Path, random_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each rank has logits of its own part, the second one column of padding beside: the same head, and what is wrong
+    in one rank's part is found."""
+    manifest = read_bundle(cuda_tp2)
+    assert manifest.cuda is not None
+    assert manifest.cuda.head == "candidates"
+    heads = [read_program(cuda_tp2 / rank.program).head for rank in manifest.cuda.ranks]
+    assert heads == [Head(0, 259, 259), Head(259, 258, 259)]
+    assert compare(cuda_tp2, random_checkpoint(**FP8)).passed
+    bundle = copied(cuda_tp2, tmp_path / "bundle")
+    alter_tensor(bundle, "rank1/weights.safetensors", "lm_head.weight", shift)
+    found = compare(bundle, random_checkpoint(**FP8))
+    assert {r.layer for r in found.results if not r.passed} == {"logits"}
 
 
 def test_some_layers_alone(cuda_tp2: Path, random_checkpoint: Callable[..., Path]) -> None:

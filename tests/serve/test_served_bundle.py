@@ -81,9 +81,13 @@ def test_seeded_sampling_does_not_depend_on_company(bundle_server: Served) -> No
     alone = [_ask(bundle_server, request).token_ids for request in requests]
     for size in (3, 8):
         before = _steps_of(bundle_server)
-        some = _together(bundle_server, requests[:size], [0.0] * size)
-        assert [whole.token_ids for whole in some] == alone[:size]
-        assert (_steps_of(bundle_server) - before)[size] > 0, f"no step had {size} rows"
+        for _ in range(5):  # on a busy machine the first may have ended before the last arrives
+            some = _together(bundle_server, requests[:size], [0.0] * size)
+            assert [whole.token_ids for whole in some] == alone[:size]
+            if (_steps_of(bundle_server) - before)[size] > 0:
+                break
+        else:
+            pytest.fail(f"no step had {size} rows")
     order = list(range(len(requests)))
     random.Random(7).shuffle(order)
     shuffled = _together(bundle_server, [requests[n] for n in order], [0.02 * n for n in range(len(order))])

@@ -149,7 +149,7 @@ def test_memory_is_planned_by_configuration_alone(member: Member) -> None:
     parsed = read_config(member_folder(member))
     formats = assumed_formats(parsed.model, parsed.quant)
     mapping = Mapping(tp=4)
-    check_mapping(parsed.model, formats, mapping)
+    check_mapping(parsed.model, mapping)
     plan = plan_memory(parsed.model, formats, mapping)
     assert 220e9 < sum(rank.weights.total for rank in plan.ranks) < 240e9
     assert plan.tokens == member.context

@@ -341,8 +341,8 @@ def test_verify_without_its_checkpoint_asks_for_it(
 ) -> None:
     folder = Path(shutil.copytree(bundles[0], tmp_path / "bundle", copy_function=os.link))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["checkpoint"]["source"] = str(tmp_path / "gone")
+    manifest["checkpoint"] |= dict.fromkeys(("source", "folder"), str(tmp_path / "gone"))
     del manifest["seal"]  # edited by hand, and not to be found out here
     (folder / "manifest.json").unlink()
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    refused(mm2c("verify", folder), "gone", "--against")
+    refused(mm2c("verify", folder), "gone", "--against", "MM2C_CHECKPOINT_FOLDER=FOLDER")

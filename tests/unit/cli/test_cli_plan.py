@@ -84,6 +84,13 @@ def test_what_does_not_fit_exits_1_with_figures_and_remedies() -> None:
     text = ask("m2.7", "--gpu", "h100", "--tp", 2, code=1)
     assert "GiB short" in text
     assert "fits with 4 GPUs (--tp 4)" in text
+    assert "no room" in text
+    assert "55.2 GiB short of 204,800 tokens" in text
+    assert "none: there is no room for a KV cache" in text
+    assert "-" not in [cell.strip()[:1] for cell in text.split("│")]
+    assert "tp 2 (the closest: none fits)" in ask("m2.7", "--gpu", "h100", "--gpus", 2, code=1)
+    some = " ".join(ask("m2.7", "--gpu", "h100", "--tp", 4, "--batch", 16, code=1).split())
+    assert "380,736 tokens, 171.2 GiB short of" in some
     found = asked("m2.7", "--gpu", "h100", "--tp", 2, code=1)
     assert found["fits"] is False
     assert found["short_bytes"] > 50 << 30
@@ -145,7 +152,8 @@ def test_a_terminal_of_100_columns_is_enough(arguments: list[str], monkeypatch: 
     [
         (("m2.7", "--gpu", "h2000"), "did you mean h200"),
         (("m2.7", "--memory", "96"), "it has no unit"),
-        (("m2.7", "--gpu", "h200", "--tp", 6), "the nearest layouts that can: --tp 2 --dp 3"),
+        (("m2.7", "--gpu", "h200", "--tp", 6), "the nearest layouts that can: --tp 8 (8 GPUs,"),
+        (("m2.7", "--gpu", "h100", "--tp", 5), "the nearest layouts that can: --tp 4 (4 GPUs,"),
         (("m2.7", "--gpu", "h200", "--gpus", 4, "--tp", 8), "--gpus says 4"),
         (("m2.7", "--gpu", "h200", "--gpus", 7, "--ep", 5), "no layout of --gpus 7 --ep 5"),
         (("m2.7", "--context", 300000), "longer than the model's context of 204800"),

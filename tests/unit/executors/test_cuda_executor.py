@@ -203,6 +203,10 @@ def test_bundles_that_do_not_fit(tmp_path: Path) -> None:
     refused("the program's library is other, the manifest's toy")
     write(tmp_path / "rank0", {**raw, "kv": {**raw["kv"], "page": 8}})
     refused("the program's KV cache is")
+    write(tmp_path / "rank0", {**raw, "head": {"first": 0, "tokens": 5, "width": 5}})
+    refused(
+        "the program's part of the vocabulary is 5 tokens from 0 on in 5 columns, the manifest's the whole vocabulary"
+    )
     raw["nodes"][0]["op"] = "Scan"
     write(tmp_path / "rank0", raw)
     refused("cannot run Scan")

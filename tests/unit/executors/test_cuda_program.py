@@ -9,7 +9,7 @@ import pytest
 from toy_program import program, write
 
 from mm2c_runtime.errors import BundleError
-from mm2c_runtime.executors.cuda.program import read_program
+from mm2c_runtime.executors.cuda.program import Head, read_program
 
 
 def test_a_program_is_read(tmp_path: Path) -> None:
@@ -19,6 +19,31 @@ def test_a_program_is_read(tmp_path: Path) -> None:
     assert found.weights["embed"].shape == (10, 4)
     assert [node.op for node in found.nodes][:2] == ["Gather", "M2Toy"]
     assert found.constants["two"].data == (2.0,)
+
+
+def test_a_program_may_have_a_part_of_the_vocabulary(tmp_path: Path) -> None:
+    assert read_program(write(tmp_path, program())).head is None
+    for part in ({"first": 0, "tokens": 10, "width": 10}, {"first": 6, "tokens": 4, "width": 6}):
+        found = read_program(write(tmp_path, changed("head", part)))
+        assert (found.head, found.columns) == (Head(**part), part["width"])
+
+
+@pytest.mark.parametrize(
+    ("first", "tokens", "width"), [(0, 0, 5), (0, 6, 5), (6, 5, 5), (10, 1, 1), (0, 11, 11), (0, 0, 0)]
+)
+def test_a_part_that_is_none_of_the_vocabulary_is_refused(
+    tmp_path: Path, first: int, tokens: int, width: int
+) -> None:
+    part = {"first": first, "tokens": tokens, "width": width}
+    with pytest.raises(BundleError, match=f"its logits are of {tokens} tokens from {first} on, of 10"):
+        read_program(write(tmp_path, changed("head", part)))
+
+
+def test_logits_of_every_token_are_not_left_in_parts(tmp_path: Path) -> None:
+    raw = program(all_logits=True)
+    raw["head"] = {"first": 0, "tokens": 5, "width": 5}
+    with pytest.raises(BundleError, match="its logits are of 5 tokens"):
+        read_program(write(tmp_path, raw))
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -45,6 +70,9 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("kv.page", 0, "a size is 0"),
         ("vocab", "many", "'many' is no size"),
         ("rank", 1, "rank 1 of 1"),
+        ("head", {"first": 0, "tokens": 5}, "no 'width'"),
+        ("head", {"first": -1, "tokens": 5, "width": 5}, "-1 is no size"),
+        ("head", [0, 5, 5], "list indices"),
         ("logits", "some", "'some' is not one of"),
         ("inputs", ["input_ids"], "its inputs are not"),
         ("outputs", ["logits"], "its outputs are not"),

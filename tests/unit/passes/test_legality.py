@@ -7,10 +7,10 @@ import re
 import pytest
 from hand_graph import fp8_everywhere, hand_graph, model_config
 
-from mm2c.config import Mapping, ModelConfig, Rope, WeightFormats
+from mm2c.config import Mapping, ModelConfig, Rope
 from mm2c.engine.cuda_limits import check_cuda
 from mm2c.errors import UserError
-from mm2c.passes.legality import check_mapping, layout, mapping_fault, nearest, stored_formats
+from mm2c.passes.legality import check_mapping, layout, mapping_fault, nearest
 from mm2c.passes.shard import shard
 
 M2 = ModelConfig(
@@ -28,7 +28,7 @@ LEGAL = [
 def test_legal_cuts_of_the_released_model(cut: tuple[int, int, int]) -> None:
     mapping = Mapping(*cut)
     for rank in range(mapping.ranks):
-        check_mapping(M2, fp8_everywhere(M2), mapping.at(rank))
+        check_mapping(M2, mapping.at(rank))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_illegal_cuts_of_the_released_model(
     cut: tuple[int, int, int], what: str, where: str, first: str
 ) -> None:
     with pytest.raises(UserError) as refused:
-        check_mapping(M2, fp8_everywhere(M2), Mapping(*cut))
+        check_mapping(M2, Mapping(*cut))
     assert refused.value.what.startswith(f"{layout(Mapping(*cut))}: ")
     assert what in refused.value.what
     assert refused.value.where == where
@@ -65,13 +65,13 @@ def test_illegal_cuts_of_the_released_model(
     assert 1 < len(near) <= 4
     for text in near:
         values = dict(re.findall(r"--(tp|ep|dp) (\d+)", text))
-        check_mapping(M2, fp8_everywhere(M2), Mapping(**{name: int(value) for name, value in values.items()}))
+        check_mapping(M2, Mapping(**{name: int(value) for name, value in values.items()}))
 
 
 @pytest.mark.parametrize("cut", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (-2, 1, 1)])
 def test_less_than_one(cut: tuple[int, int, int]) -> None:
     with pytest.raises(UserError, match="at least 1"):
-        check_mapping(M2, WeightFormats(), Mapping(*cut))
+        check_mapping(M2, Mapping(*cut))
 
 
 def test_what_is_named_is_near_also_for_absurd_sizes() -> None:
@@ -80,9 +80,23 @@ def test_what_is_named_is_near_also_for_absurd_sizes() -> None:
     assert all(mapping_fault(M2, mapping) is None for mapping in near)
 
 
+def test_what_is_named_is_what_is_taken_and_no_more_is_asked() -> None:
+    asked: list[Mapping] = []
+
+    def takes(mapping: Mapping) -> bool:
+        asked.append(mapping)
+        return mapping.ep == mapping.tp
+
+    near = nearest(M2, Mapping(5), takes)
+    assert near[:2] == [Mapping(4, 4), Mapping(2, 2)]
+    assert asked[-1] == near[-1]
+    assert len(asked) == len(set(asked))
+    assert nearest(M2, Mapping(5), lambda mapping: False) == []
+
+
 def test_the_cuda_engine_names_layouts_of_its_own() -> None:
     """16 ranks leave 96 of an expert's 1536, which divides a block of 64."""
-    check_mapping(M2, fp8_everywhere(M2), Mapping(16))
+    check_mapping(M2, Mapping(16))
     with pytest.raises(UserError, match="expert intermediate of 96") as refused:
         check_cuda(M2, Mapping(16))
     assert "layouts that the kernels compute: --tp 16 --ep 2" in refused.value.remedy
@@ -101,12 +115,12 @@ def test_replicated_kv_heads_are_shared_by_fewer() -> None:
 
 def test_a_width_that_ranks_do_not_divide() -> None:
     with pytest.raises(UserError, match="the 4 ranks that share an expert do not divide its width of 66"):
-        check_mapping(model_config(intermediate=66), WeightFormats(), Mapping(4))
+        check_mapping(model_config(intermediate=66), Mapping(4))
 
 
 def test_every_rank_has_a_part_of_the_vocabulary() -> None:
     with pytest.raises(UserError, match="vocabulary of 9"):
-        check_mapping(model_config(vocab=9, heads=8, kv_heads=8), WeightFormats(), Mapping(8))
+        check_mapping(model_config(vocab=9, heads=8, kv_heads=8), Mapping(8))
 
 
 def test_every_layout_that_is_named_legal_can_be_cut() -> None:
@@ -123,10 +137,3 @@ def test_every_layout_that_is_named_legal_can_be_cut() -> None:
                 with pytest.raises(UserError):
                     shard(graph, config, mapping)
     assert seen == 11  # tp 1: 4, tp 3: 3, tp 6: 4
-
-
-def test_formats_are_read_from_the_graph() -> None:
-    config = model_config(hidden=128, head_dim=128, intermediate=512)
-    formats = fp8_everywhere(config)
-    assert stored_formats(hand_graph(config, formats)).fp8 == formats.fp8
-    assert not stored_formats(hand_graph(config)).fp8

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mm2c.checkpoint.convert import converted_formats
-from mm2c.collectives import plan_collectives
+from mm2c.collectives import cheaper_head, plan_collectives
 from mm2c.config import PAGE, Mapping, ModelConfig, Rope, WeightFormats
 from mm2c.errors import UserError
 from mm2c.passes.legality import mapping_fault
@@ -18,7 +20,7 @@ from mm2c.plan.ask import Ask
 from mm2c.plan.choice import make_plan
 from mm2c.plan.fit import fit
 from mm2c.plan.gpus import GPUS, find_gpu, gpu_of_size
-from mm2c.plan.layouts import fault_of, flags, layouts, name, nearest, words
+from mm2c.plan.layouts import fault_of, flags, layouts, name, words
 from mm2c.plan.speed import decode_step, experts_used
 
 M27 = ModelConfig(
@@ -131,7 +133,8 @@ def test_a_batch_that_fits_decides_by_the_step_alone() -> None:
 def test_messages_and_bytes_are_the_collective_plan_s() -> None:
     own = fit(Ask(M27, FP8, 8192, batch=16), H200, Mapping(2, 8, 4))
     step = decode_step(own)
-    messages = plan_collectives(M27, Mapping(2, 8, 4), tokens=4, rows=4, itemsize=2)
+    head = cheaper_head(M27, own.mapping)
+    messages = plan_collectives(M27, own.mapping, tokens=4, rows=4, itemsize=2, head=head)
     assert (step.rows, step.messages, step.sent) == (4, len(messages), sum(m.sent for m in messages))
     assert step.message_seconds == pytest.approx(len(messages) * 8e-6 + step.sent / 450e9)
     assert decode_step(fit(ASK, find_gpu("mi355x"), Mapping())).messages == 0
@@ -147,7 +150,7 @@ def test_no_more_experts_are_used_than_there_are(count: int, ep: int) -> None:
 def test_a_layout_that_cannot_work_is_answered_with_those_that_can() -> None:
     with pytest.raises(UserError, match="KV heads") as refused:
         make_plan(ASK, H200, tp=6)
-    assert "--tp 2 --dp 3 (6 GPUs, " in refused.value.remedy
+    assert refused.value.remedy.startswith("the nearest layouts that can: --tp 8 (8 GPUs, ")
     with pytest.raises(UserError, match="256 experts") as refused:
         make_plan(ASK, H200, tp=8, ep=3)
     assert "--tp 8 --ep 4" in refused.value.remedy
@@ -160,15 +163,47 @@ def test_a_layout_that_cannot_work_is_answered_with_those_that_can() -> None:
         make_plan(ASK, H200, gpus=8, ep=3)
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6))
-def test_what_is_near_is_legal(tp: int, ep: int, dp: int) -> None:
-    near = nearest(M27, FP8, Mapping(tp, ep, dp))
-    assert near
-    assert all(fault_of(M27, FP8, mapping) is None for mapping in near)
-    wanted = Mapping(tp, ep, dp)
-    if fault_of(M27, FP8, wanted) is None:
-        assert near[0] == wanted
+def near(card: str, tp: int, ep: int, dp: int) -> list[tuple[Mapping, str]]:
+    """What a refusal names: layouts, and what it says of each."""
+    with pytest.raises(UserError) as refused:
+        make_plan(ASK, find_gpu(card), tp=tp, ep=ep, dp=dp)
+    found = re.findall(r"--tp (\d+)(?: --ep (\d+))?(?: --dp (\d+))? \((.+?)\)", refused.value.remedy)
+    return [(Mapping(int(tp), int(ep or 1), int(dp or 1)), said) for tp, ep, dp, said in found]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6), st.sampled_from(["h200", "h100"]))
+def test_what_is_near_can_work_and_what_fits_comes_first(tp: int, ep: int, dp: int, card: str) -> None:
+    assume(fault_of(M27, Mapping(tp, ep, dp)) is not None)
+    found = near(card, tp, ep, dp)
+    assert 0 < len(found) <= 5
+    assert all(fault_of(M27, mapping) is None for mapping, _ in found)
+    for mapping, said in found:
+        own = fit(ASK, find_gpu(card), mapping)
+        assert said.startswith(f"{mapping.gpus} GPU")
+        assert ("too much" in said) == (not own.fits)
+    lacking = ["too much" in said for _, said in found]
+    assert lacking == sorted(lacking)
+    assert not lacking[0]
+
+
+def test_where_nothing_near_fits_the_fewest_that_suffice_are_named() -> None:
+    with pytest.raises(UserError) as refused:
+        make_plan(ASK, find_gpu("rtx-5090"), tp=3)
+    assert refused.value.remedy.startswith("it fits on --tp 16 --ep 2 (16 GPUs, ")
+    assert "too small: --tp 4 (4 GPUs, 36.4 GiB a GPU too much)" in refused.value.remedy
+    with pytest.raises(UserError) as refused:
+        make_plan(ASK, gpu_of_size(2 << 30, "2GiB"), tp=5)
+    assert refused.value.remedy.startswith("the nearest layouts that can: --tp 4 (4 GPUs, ")
+    assert refused.value.remedy.count("too much") == 4
+
+
+def test_a_model_that_the_kernels_do_not_compute_has_no_near_layout() -> None:
+    ask = Ask(replace(M27, head_dim=64), WeightFormats(), 4096)
+    for sizes in ({"tp": 2}, {"gpus": 4}, {}):
+        with pytest.raises(UserError, match="head_dim 64") as refused:
+            make_plan(ask, H200, **sizes)
+        assert refused.value.remedy.startswith("--engine onnxruntime")
 
 
 def test_what_does_not_fit_says_by_how_much_and_every_remedy_helps() -> None:
@@ -197,6 +232,18 @@ def test_weights_that_do_not_fit_leave_no_context_to_suggest() -> None:
     assert not any("--context" in text or "--batch" in text for text in remedies(plan))
     dense = make_plan(Ask(M27, WeightFormats(), 65536), find_gpu("h100"), tp=4)
     assert "--fp8 weights" in remedies(dense)
+
+
+def test_where_none_fits_the_closest_is_called_so() -> None:
+    plan = make_plan(ASK, find_gpu("h100"), gpus=2)
+    assert (plan.best.mapping, plan.considered[0].verdict) == (Mapping(2), "closest")
+    assert plan.why.startswith("none of the 4 that can work fits; this is the closest, 55.2 GiB a GPU short")
+    alone = next(one for one in plan.considered if one.mapping == Mapping(1, 1, 2))
+    assert alone.fit is not None
+    assert alone.why == f"weights alone: {-alone.fit.tightest.free / 2**30:,.1f} GiB a GPU too much"
+    five = make_plan(ASK, find_gpu("h100"), gpus=5)
+    assert five.why.startswith("does not fit, ")
+    assert "4 GPUs (--tp 4)" in remedies(five)
 
 
 def test_larger_gpus_are_of_the_same_maker() -> None:

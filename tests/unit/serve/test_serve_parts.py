@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,9 @@ def test_marked_processes_are_found_and_killed() -> None:
     child.wait()
 
 
-def test_command_and_environment(run: RunDirectory, tmp_path: Path) -> None:
+def test_command_and_environment(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MM2C_SELF_CHECK", "MM2C_KV_TOKENS", "MM2C_CHECKPOINT_FOLDER"):
+        monkeypatch.delenv(name, raising=False)
     found = Installation(tmp_path / "triton", tmp_path / "stub", (Path("/libs"),), "test")
     settings = Settings(tmp_path, "127.0.0.1", choose_ports("127.0.0.1", 0, 0, 0), tmp_path / "log")
     server = Server(found, run, settings)
@@ -153,6 +156,12 @@ def test_command_and_environment(run: RunDirectory, tmp_path: Path) -> None:
     assert environment["PATH"].startswith(str(Path(sys.prefix) / "bin"))
     assert environment["LD_LIBRARY_PATH"].split(":")[0] == "/libs"
     assert environment["MM2C_ENGINE_SOCKET"] == str(run.socket)
+    assert not {"MM2C_SELF_CHECK", "MM2C_KV_TOKENS", "MM2C_CHECKPOINT_FOLDER"} & environment.keys()
+    asked = replace(settings, self_check="always", kv_tokens=64, checkpoint=tmp_path)
+    environment = Server(found, run, asked).environment()
+    assert environment["MM2C_SELF_CHECK"] == "always"
+    assert environment["MM2C_KV_TOKENS"] == "64"
+    assert environment["MM2C_CHECKPOINT_FOLDER"] == str(tmp_path)
 
 
 def test_log_tail_leaves_out_tritons_chatter(run: RunDirectory, tmp_path: Path) -> None:

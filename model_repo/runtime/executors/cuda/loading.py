@@ -17,7 +17,7 @@ from mm2c_runtime.executors.cuda.dtypes import ITEMSIZE
 from mm2c_runtime.executors.cuda.model import RankModel
 from mm2c_runtime.executors.cuda.ops import Ops
 from mm2c_runtime.executors.cuda.plugin_ops import PluginOps, open_library
-from mm2c_runtime.executors.cuda.program import Program, read_program
+from mm2c_runtime.executors.cuda.program import Head, Program, read_program
 from mm2c_runtime.executors.cuda.weights import load_weights, open_weights
 
 if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
@@ -115,6 +115,7 @@ def _check(bundle: Path, manifest: Manifest, spec: CudaRank, program: Program) -
         "context": (limits.context, program.context),
         "rows": (limits.max_rows, program.max_rows),
         "prefill chunk": (limits.prefill_chunk, program.prefill_chunk),
+        "part of the vocabulary": (_shown(_part(manifest, spec.rank)), _shown(program.head)),
         "exchange of tokens between groups": (manifest.mapping.attention_dp > 1, program.together),
         "KV cache": (
             (kv.dtype, kv.page, kv.layers, kv.kv_heads, kv.head_dim),
@@ -128,3 +129,20 @@ def _check(bundle: Path, manifest: Manifest, spec: CudaRank, program: Program) -
                 where=str(bundle / spec.program),
                 remedy=_REBUILD,
             )
+
+
+def _part(manifest: Manifest, rank: int) -> Head | None:
+    """What a rank's logits must be of: the runtime puts the parts of an attention group together in rank order."""
+    assert manifest.cuda is not None
+    if manifest.cuda.head == "gather":
+        return None
+    vocab, tp = manifest.model.vocab, manifest.mapping.tp
+    width = -(-vocab // tp)
+    first = rank % tp * width
+    return Head(first, min(width, vocab - first), width)
+
+
+def _shown(part: Head | None) -> str:
+    if part is None:
+        return "the whole vocabulary"
+    return f"{part.tokens} tokens from {part.first} on in {part.width} columns"
