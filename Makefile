@@ -48,7 +48,8 @@ demo: setup
 	$(BIN)/python tests/demo.py --bundle $(OUT)/tiny-m2-tp4
 
 test: setup plugins
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/serve
+	$(BIN)/python -m pytest tests/serve
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(KBIN)/python -m pytest -n auto tests/kernels
 
 # what test-gpu compares with and runs, made here: the demo's bundles, the CPU engine's answers, a program of M2.7
