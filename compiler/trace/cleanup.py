@@ -40,6 +40,7 @@ def clean(model: ir.Model) -> ir.Model:
         del model.graph.initializers[value.name or ""]
     gather_indices(model.graph)
     name_dimensions(model.graph)
+    read_sizes_of_the_ids(model.graph)
     complete_types(model.graph)
     rename(model.graph)
     model.producer_name, model.producer_version, model.doc_string = "mm2c", None, None
@@ -135,6 +136,32 @@ def name_dimensions(graph: ir.Graph) -> None:
                 d if isinstance(d, int) else pattern.sub(lambda m: names[m[0]], str(d)) for d in value.shape
             ]
             value.shape = ir.Shape(named)
+
+
+def read_sizes_of_the_ids(graph: ir.Graph) -> None:
+    """The sizes batch and seq come from input_ids, whichever input the exporter found them at: a lowering may give the
+    caches another first axis.
+
+    Raises:
+        ValueError: the shape of another input is read for more than one size, or for one that the ids do not have.
+    """
+    ids = graph.inputs[0]
+    assert ids.shape is not None
+    places = {str(size): place for place, size in enumerate(ids.shape)}
+    for node in [n for n in graph if n.op_type == "Shape" and n.inputs[0] in graph.inputs[1:]]:
+        source = node.inputs[0]
+        assert source is not None
+        assert source.shape is not None
+        start, end = (node.attributes[k].as_int() if k in node.attributes else None for k in ("start", "end"))
+        read = list(source.shape[slice(start, end)])
+        if len(read) != 1 or str(read[0]) not in places:
+            raise ValueError(f"{node.name} reads the sizes {read} of {source.name}")
+        place = places[str(read[0])]
+        node.replace_input_with(0, ids)
+        node.attributes["start"], node.attributes["end"] = (
+            ir.AttrInt64("start", place),
+            ir.AttrInt64("end", place + 1),
+        )
 
 
 def complete_types(graph: ir.Graph) -> None:

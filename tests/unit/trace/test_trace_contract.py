@@ -49,6 +49,15 @@ def test_inputs_and_outputs(graph: RankGraph) -> None:
     ]
 
 
+@pytest.mark.parametrize("layers", [3, 13])
+def test_sizes_come_from_the_ids(layers: int) -> None:
+    """With twelve layers and more the exporter finds the batch at k_cache.11."""
+    shape = replace(SHAPE, layers=layers)
+    graph = traced(shape, formats(shape, attention=True, experts=True)).model.graph
+    read = [node.inputs[0].name for node in graph if node.op_type == "Shape" and node.inputs[0] is not None]
+    assert set(read) == {"input_ids"}
+
+
 def test_all_logits_and_context() -> None:
     shape = replace(SHAPE, layers=1)
     graph = traced(shape, formats(shape), all_logits=True, context=32)
