@@ -12,6 +12,7 @@ WeightTarget = Literal["stored", "fp8", "bf16"]  # as the checkpoint has them; b
 WeightPlace = Literal[
     "copy", "checkpoint"
 ]  # rank files in the bundle; or read from the checkpoint at every start
+TENSORRT = ("tensorrt-rtx", "tensorrt")  # the engines that run plans
 BLOCK = 128  # side of a released FP8 scale block, in elements
 PAGE = 64  # tokens of a page of a paged KV cache: 16 KiB of one head in bf16, and little of a row's last is empty
 
@@ -164,3 +165,4 @@ class BuildOptions:
     kv_dtype: KvDtype = "f32"  # of the KV cache
     format: WeightTarget = "stored"  # of the linears
     weights: WeightPlace = "copy"
+    layers_per_plan: int = 8  # decoder layers of a TensorRT plan; 0: all in one

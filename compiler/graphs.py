@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mm2c_runtime.manifest import CudaProgram, Lowering
+from mm2c_runtime.manifest_tensorrt import TensorRTProgram
 from mm2c_runtime.weights.recipe import Recipe
 from mm2c_runtime.weights.recipe_file import read_recipes
 
@@ -19,18 +20,20 @@ STAGE_FILE = (
 class Graphs:
     """The manifest's programs and the weight files they read, by path in the bundle.
 
-    ``lowerings``: of ONNX Runtime; ``cuda``: of the cuda engine, None for others.
+    ``lowerings``: of ONNX Runtime; ``cuda`` and ``tensorrt``: of these engines, None for others.
     """
 
     recipes: dict[str, dict[str, Recipe]]
     lowerings: dict[str, Lowering] = field(default_factory=dict)
     cuda: CudaProgram | None = None
+    tensorrt: TensorRTProgram | None = None
 
     def dump(self) -> str:
         return json.dumps(
             {
                 "lowerings": {name: value.model_dump() for name, value in self.lowerings.items()},
                 "cuda": self.cuda.model_dump() if self.cuda else None,
+                "tensorrt": self.tensorrt.model_dump() if self.tensorrt else None,
                 "weights": list(self.recipes),
             }
         )
@@ -42,4 +45,5 @@ class Graphs:
             {path: read_recipes(stage / path) for path in raw["weights"]},
             {name: Lowering.model_validate(value) for name, value in raw["lowerings"].items()},
             CudaProgram.model_validate(raw["cuda"]) if raw["cuda"] else None,
+            TensorRTProgram.model_validate(raw["tensorrt"]) if raw["tensorrt"] else None,
         )

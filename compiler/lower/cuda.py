@@ -72,7 +72,7 @@ def lower_cuda(graph: RankGraph, kv: ir.DataType | None = None) -> LoweredRank:
         PassError: something is left that the executor does not know.
     """
     rank = LoweredRank(graph.model.clone(), dict(graph.recipes), in_place=True, padded=True)
-    activation = _activation(graph)
+    activation = activation_of(graph)
     lower_router(rank)  # before casts are folded: it reads its weight as it is stored
     fold_casts(rank, activation)
     lower_dense_linears(rank)
@@ -88,7 +88,7 @@ def lower_cuda(graph: RankGraph, kv: ir.DataType | None = None) -> LoweredRank:
     return rank
 
 
-def _activation(graph: RankGraph) -> ir.DataType:
+def activation_of(graph: RankGraph) -> ir.DataType:
     """The dtype that the graph was traced with: its caches have it."""
     cache = next((value for value in graph.model.graph.inputs if value.name == "k_cache.0"), None)
     if cache is None or cache.dtype is None:

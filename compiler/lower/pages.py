@@ -23,7 +23,9 @@ def lower_to_pages(rank: LoweredRank, cache: ir.DataType, page: int = PAGE) -> N
     nodes = [n for n in rank.model.graph if n.op_type == "M2Attention"]
     for node in rank.model.graph:
         if node.op_type == "Shape" and name_of(node.inputs[0]).startswith(("k_cache.", "v_cache.")):
-            raise PassError(f"{node.name} reads the sizes of {name_of(node.inputs[0])}, which pages do not have")
+            raise PassError(
+                f"{node.name} reads the sizes of {name_of(node.inputs[0])}, which pages do not have"
+            )
     inputs = rank.model.graph.inputs
     if [name_of(v) for v in inputs[:3]] != ["input_ids", "past_len", "new_len"]:
         raise PassError(f"the graph's inputs begin with {[v.name for v in inputs[:3]]}")

@@ -13,7 +13,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 3
+from mm2c_runtime.manifest_tensorrt import TensorRTProgram
+
+FORMAT = 4
 
 
 class _Frozen(BaseModel):
@@ -191,6 +193,7 @@ class Manifest(_Frozen):
     checkpoint: CheckpointInfo | None  # None: built from config.json alone, cannot be served
     lowerings: dict[str, Lowering]  # of ONNX Runtime: "fast" and "portable"; empty for other engines
     cuda: CudaProgram | None = None  # of the cuda engine
+    tensorrt: TensorRTProgram | None = None  # of the engines tensorrt and tensorrt-rtx
     libraries: dict[str, str]  # name -> version at build
     files: dict[str, FileEntry]  # every other file of the bundle, by path relative to it
     seal: str = ""  # ``sealed``'s digest of all of the above; empty: not checked
