@@ -11,6 +11,8 @@ OUT     ?= out
 # what the GPU's checks run with: a Python that has torch with CUDA and nothing else of ours
 GPU_PYTHON ?= python3
 PLUGIN_BUILD = plugins/build$(if $(DEBUG),-debug)
+# tests of TensorRT's own interfaces look there for its bindings
+export MM2C_KERNELS = $(abspath $(KERNELS))
 
 .PHONY: setup plugins demo test gpu-files test-gpu lint bench clean
 setup: $(STAMP)
@@ -21,7 +23,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 12), "mm2c needs Python 3.10-3.12; run make PYTHON=python3.11"'
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) "torch~=2.13.0"
-	$(BIN)/python -m pip install --quiet -e ".[cpu,serve,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[cpu,serve,rtx,verify,dev]"
 	@touch $(STAMP)
 
 # the kernel compiler's own packages, and behind them all of the main environment. --no-deps: of CUDA's compiler only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mm2c.bundle.keys import chat_key, content_key, graphs_key
 from mm2c.bundle.manifest import write_manifest
 from mm2c.bundle.memory import card_note, find_card, write_memory
 from mm2c.bundle.place import check_place, is_bundle
+from mm2c.bundle.polygraphy_files import write_polygraphy
 from mm2c.bundle.staging import check_output, staged, sweep
 from mm2c.checkpoint import (
     Checkpoint,
@@ -26,16 +28,20 @@ from mm2c.checkpoint import (
     recipes_for_config,
 )
 from mm2c.checkpoint.family import with_family_note
-from mm2c.config import PAGE, BuildOptions, Mapping, ModelConfig, WeightFormats
+from mm2c.config import PAGE, TENSORRT, BuildOptions, Mapping, ModelConfig, WeightFormats
 from mm2c.engine.cuda_limits import check_cuda
 from mm2c.engine.plugin_library import PluginLibrary, find_library
 from mm2c.engine.select import Choice, select_engine
+from mm2c.engine.tensorrt.preflight import check_tensorrt_machine
+from mm2c.engine.tensorrt_limits import check_request, check_tensorrt
 from mm2c.errors import UserError
+from mm2c.graphs import Graphs
 from mm2c.host_memory import check_host_memory
 from mm2c.memory import MemoryPlan, plan_memory
 from mm2c.passes.legality import check_mapping
+from mm2c.plans import PlanBuild, prepare_plans
 from mm2c.progress import Progress, Quiet
-from mm2c.request import BuildReport, BuildRequest
+from mm2c.request import PAGED, BuildReport, BuildRequest
 from mm2c.stages import Stages
 from mm2c.version import source_digest
 from mm2c.weights.shards import stamps_of
@@ -81,19 +87,22 @@ class _Build:
                 sweep(output, spare=True)
                 check_place(output, found.folder, force=request.force)
                 data = content_key(checkpoint)
-                self.library = find_library() if options.engine == "cuda" else None
+                plans = prepare_plans(request, options, formats)
+                self.library = (
+                    plans.plugins if plans else find_library() if options.engine == "cuda" else None
+                )
                 plugins = self.library.digest if self.library else ""
                 graphs = graphs_key(
                     config, formats, options, tied=checkpoint.tied, config_only=False, plugins=plugins
                 )
                 # without a copy of the weights the bundle is of this folder, not of its content alone
                 place = str(found.folder.resolve()) if options.weights == "checkpoint" else ""
-                key = key_of([data, graphs, chat_key(found.folder), place])
+                key = key_of([data, graphs, chat_key(found.folder), place, plans.key if plans else ""])
                 if self._is_done(output, key):
                     sweep(output)
                     return self._report(output, notes)
                 check_output(output)
-                host = None if self.library else check_host_memory(config, options)
+                host = check_host_memory(config, options) if options.engine == "onnxruntime" else None
                 checkpoint.validate_values()
             source = CheckpointInfo(
                 source=found.source if found.revision else str(found.folder.resolve()),
@@ -119,6 +128,8 @@ class _Build:
                 if self.library:
                     carried.write_plugins(self.library, stage)
                 plan = write_memory(stage, self.plan, options, host)
+                if plans:
+                    program = self._planned(plans, stages, program, stage)
                 manifest = write_manifest(stage, config, options, program, source, key, known)
                 size = _bytes_in(stage)
             remember_contents(output, manifest.files)
@@ -134,7 +145,10 @@ class _Build:
         output = request.place(path.parent)
         sweep(output)
         check_place(output, path.parent, force=request.force)
-        key = graphs_key(parsed.model, formats, options, tied=parsed.tied, config_only=True)
+        graphs = graphs_key(parsed.model, formats, options, tied=parsed.tied, config_only=True)
+        plans = prepare_plans(request, options, formats)
+        self.library = plans.plugins if plans else None
+        key = key_of([graphs, plans.key]) if plans else graphs
         if self._is_done(output, key):
             return self._report(output, notes)
         check_output(output)
@@ -146,12 +160,28 @@ class _Build:
                 options.format,
                 parsed.model,
             )
-            stages.bare_graphs(recipes, key, stage)
             (stage / "config.json").write_bytes(path.read_bytes())
+            program = None
+            if plans:
+                program = stages.graphs(recipes, graphs, stage)
+                stages.prove(program.recipes, recipes, stage)
+                if self.library:
+                    carried.write_plugins(self.library, stage)
+                program = self._planned(plans, stages, program, stage)
+            else:
+                stages.bare_graphs(recipes, graphs, stage)
             plan = write_memory(stage, self.plan, options, None)
-            write_manifest(stage, parsed.model, options, None, None, key, {})
+            write_manifest(stage, parsed.model, options, program, None, key, {})
             size = _bytes_in(stage)
         return self._report(output, notes, stages, size, plan["gpu"])
+
+    def _planned(self, plans: PlanBuild, stages: Stages, graphs: Graphs, stage: Path) -> Graphs:
+        """The graphs with their plans, built or left for later."""
+        assert graphs.tensorrt is not None
+        program, made = plans.build(graphs.tensorrt, stage, self.cache, self.progress)
+        write_polygraphy(stage, program)
+        (stages.made if made else stages.reused).append(plans.title(program))
+        return replace(graphs, tensorrt=program)
 
     def _checked_options(
         self, config: ModelConfig, stored: WeightFormats
@@ -161,20 +191,36 @@ class _Build:
         options = self.request.options(config, self.choice.engine)
         formats = converted_formats(config, stored, options.format)
         check_mapping(config, options.mapping)
+        if options.engine in TENSORRT:
+            check_tensorrt(config, formats, options)
         self.plan = self._plan(config, formats, options)
         return options, formats
 
     def _settle_engine(self, config: ModelConfig) -> None:
         """The engine that computes this model: ``auto`` takes another than this machine's best where that cannot."""
-        if self.choice.engine != "cuda":
+        request, engine = self.request, self.choice.engine
+        mapping = Mapping(request.tp, request.ep, request.dp)
+        if engine == "tensorrt" and request.engine == "auto":
+            self._settle_plans(mapping)
+        if self.choice.engine not in ("cuda", "tensorrt"):
             return
         try:
-            check_cuda(config, Mapping(self.request.tp, self.request.ep, self.request.dp))
+            check_cuda(config, mapping)
         except UserError as error:
-            if self.request.engine != "auto":
+            if request.engine != "auto":
                 raise
-            other = select_engine("onnxruntime", runs=not self.request.config_only)
+            other = select_engine("onnxruntime", runs=not request.config_only)
             self.choice = Choice(other.engine, f"{self.choice.reason}, but {error.what}")
+
+    def _settle_plans(self, mapping: Mapping) -> None:
+        """cuda instead of tensorrt where that has no graph for the request, or lacks something on this machine."""
+        try:
+            check_request(BuildOptions(mapping, "tensorrt", weights=self.request.weights_place()))
+            check_tensorrt_machine(ranks=mapping.ranks, defer=self.request.defer_plan)
+        except UserError as error:
+            self.choice = Choice(
+                "cuda", f"{self.choice.reason}, but {error.what.splitlines()[0].rstrip(':')}"
+            )
 
     def _is_done(self, output: Path, key: str) -> bool:
         """Whether ``output`` is what this build would make. Another or an altered bundle needs --force."""
@@ -191,7 +237,7 @@ class _Build:
 
     def _plan(self, config: ModelConfig, formats: WeightFormats, options: BuildOptions) -> MemoryPlan:
         """What each rank will hold on a GPU; where the build is for one kind of them, whether that fits is said."""
-        cuda = options.engine == "cuda"
+        gpu, paged = options.engine != "onnxruntime", options.engine in PAGED
         plan = plan_memory(
             config,
             formats,
@@ -199,9 +245,10 @@ class _Build:
             context=options.context,
             rows=options.max_rows,
             chunk=options.prefill_chunk,
-            weight_dtype="cuda" if cuda else "fp8",
-            kv_dtype=options.kv_dtype if cuda else "bf16",
-            page=PAGE if cuda else 1,
+            weight_dtype="cuda" if gpu else "fp8",
+            kv_dtype=options.kv_dtype if gpu else "bf16",
+            page=PAGE if paged else 1,
+            engine=options.engine,
         )
         if self.card is not None:
             self.said = (card_note(self.card, plan, options),)

@@ -9,10 +9,16 @@ from typing import Any, get_args
 from mm2c.config import BuildOptions, Engine, KvDtype, Mapping, ModelConfig, WeightPlace, WeightTarget
 from mm2c.errors import UserError
 
-CPU_CONTEXT = 32768  # tokens: a row of M2's whole context would take 46 GiB of KV cache in fp32
+LINEAR_CONTEXT = (
+    32768  # tokens of a linear row: one of M2's whole context would take 46 GiB of KV cache in fp32
+)
+PREFILL_CHUNK = 512
+PAGED = ("cuda", "tensorrt")  # engines whose cache is paged
 KV_DTYPES: dict[str, tuple[KvDtype, ...]] = {
     "onnxruntime": ("f32",),
     "cuda": ("bf16", "fp8"),
+    "tensorrt": ("bf16", "fp8"),
+    "tensorrt-rtx": ("bf16",),
 }  # first: the default
 
 
@@ -33,20 +39,24 @@ class BuildRequest:
     engine: str = "auto"
     context: int = 0
     max_rows: int = 8
-    prefill_chunk: int = 512
+    prefill_chunk: int = 0  # tokens; 0: PREFILL_CHUNK, or the context where that is shorter
     all_logits: bool = False
     kv_dtype: str | None = None
     config_only: bool = False
+    target: str | None = None  # compute capability that plans are built for; None: the engine's default
+    defer_plan: bool = False  # leave the plans to the machine that serves them
+    layers_per_plan: int = 8
     gpu: str | None = None  # kind or memory of the GPUs that it is for: says whether it fits, changes nothing
     force: bool = False
     cache: bool = True
 
     def options(self, config: ModelConfig, engine: Engine) -> BuildOptions:
-        """The options with the defaults of ``config`` filled in. The cuda engine's KV cache is paged: a long
-        context costs only what is used of it, so that the default is the model's.
+        """The options with the defaults of ``config`` filled in. In a paged KV cache a long context costs only what is
+        used of it, so that the default is the model's.
 
         Raises:
-            UserError: a context longer than the model's, or a cache dtype that the engine does not have.
+            UserError: a context longer than the model's, a prefill chunk longer than the context, or a cache dtype that
+                the engine does not have.
         """
         if self.context > config.context:
             raise UserError(
@@ -54,17 +64,25 @@ class BuildRequest:
                 where="--context",
                 remedy=f"at most {config.context}",
             )
-        most = config.context if engine == "cuda" else min(config.context, CPU_CONTEXT)
+        most = config.context if engine in PAGED else min(config.context, LINEAR_CONTEXT)
+        context = self.context or most
+        if self.prefill_chunk > context:
+            raise UserError(
+                f"--prefill-chunk {self.prefill_chunk} is longer than a row's {context} tokens",
+                where="--prefill-chunk",
+                remedy=f"at most {context}, or a longer --context",
+            )
         return BuildOptions(
             mapping=Mapping(tp=self.tp, ep=self.ep, dp=self.dp),
             engine=engine,
-            context=self.context or most,
+            context=context,
             max_rows=self.max_rows,
-            prefill_chunk=min(self.prefill_chunk, self.context or config.context),
+            prefill_chunk=self.prefill_chunk or min(PREFILL_CHUNK, context),
             all_logits=self.all_logits,
             kv_dtype=self._kv_dtype(engine),
             format=self._format(),
-            weights=self._weights(),
+            weights=self.weights_place(),
+            layers_per_plan=self.layers_per_plan,
         )
 
     def _format(self) -> WeightTarget:
@@ -76,7 +94,8 @@ class BuildRequest:
             )
         return "bf16" if self.bf16 else "fp8" if self.fp8 else "stored"
 
-    def _weights(self) -> WeightPlace:
+    def weights_place(self) -> WeightPlace:
+        """``weights``, checked. Raises UserError."""
         for place in get_args(WeightPlace):
             if self.weights == place:
                 found: WeightPlace = place

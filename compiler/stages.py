@@ -11,7 +11,7 @@ from mm2c.bundle.cache import StageCache
 from mm2c.checkpoint import Checkpoint
 from mm2c.checkpoint.convert import quantised_modules
 from mm2c.checkpoint.quantization import quantization_report, summary_line
-from mm2c.config import BuildOptions, ModelConfig, WeightFormats
+from mm2c.config import TENSORRT, BuildOptions, ModelConfig, WeightFormats
 from mm2c.draw.files import write_layer_picture
 from mm2c.engine.plugin_library import PluginLibrary
 from mm2c.graphs import STAGE_FILE, Graphs
@@ -57,8 +57,8 @@ class Stages:
             for path, of_file in graphs.recipes.items():
                 write_recipes(stage / path, of_file)
             (stage / STAGE_FILE).write_text(graphs.dump(), encoding="utf-8")
-            kinds = ("*.onnx", f"*{SUFFIX}", "cuda.json")
-            written = [*(path for kind in kinds for path in stage.glob(f"rank*/{kind}")), stage / STAGE_FILE]
+            kinds = ("rank*/*.onnx", f"rank*/*{SUFFIX}", "rank*/cuda.json", "plans/*.onnx")
+            written = [*(path for kind in kinds for path in stage.glob(kind)), stage / STAGE_FILE]
             written.append(write_layer_picture(stage, self.options.mapping.ranks))
             self.cache.store("graphs", key, stage, [path.relative_to(stage).as_posix() for path in written])
             self.made.append(title)
@@ -67,6 +67,10 @@ class Stages:
 
     def _written(self, recipes: dict[str, Recipe], stage: Path) -> Graphs:
         given = (self.config, self.formats, self.options, recipes)
+        if self.options.engine in TENSORRT:
+            from mm2c import graphs_tensorrt
+
+            return graphs_tensorrt.write_graphs(*given, stage, self.progress)
         if self.library is not None:
             from mm2c import graphs_cuda
 

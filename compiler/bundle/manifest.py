@@ -7,6 +7,7 @@ from pathlib import Path
 from mm2c.bundle.checksums import entries
 from mm2c.bundle.keys import libraries
 from mm2c.config import BuildOptions, ModelConfig
+from mm2c.engine.tensorrt.library import MODULES
 from mm2c.graphs import Graphs
 from mm2c.version import __version__
 from mm2c.weights.journal import JOURNAL
@@ -24,7 +25,6 @@ def write_manifest(
 ) -> Manifest:
     """Write ``stage/manifest.json``. ``graphs`` None: there are no programs, only graphs to read. ``known``: sha256
     of files that were hashed while they were written."""
-    cuda = graphs.cuda if graphs else None
     manifest = Manifest(
         mm2c_version=__version__,
         build_key=key,
@@ -39,12 +39,25 @@ def write_manifest(
         weight_format=options.format,
         checkpoint=source,
         lowerings=graphs.lowerings if graphs else {},
-        cuda=cuda,
-        libraries={**libraries(), **({"mm2c_plugins": cuda.version} if cuda else {})},
+        cuda=graphs.cuda if graphs else None,
+        tensorrt=graphs.tensorrt if graphs else None,
+        libraries={**libraries(), **_own_libraries(options, graphs)},
         files=entries(stage, known, without=frozenset({JOURNAL})),
     ).sealed()
     (stage / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
+
+
+def _own_libraries(options: BuildOptions, graphs: Graphs | None) -> dict[str, str]:
+    """Versions of the plugin library in the bundle, and of what built its plans."""
+    found = {}
+    if graphs and graphs.cuda:
+        found["mm2c_plugins"] = graphs.cuda.version
+    if graphs and graphs.tensorrt and graphs.tensorrt.plugins:
+        found["mm2c_plugins"] = graphs.tensorrt.plugins.version
+    if graphs and graphs.tensorrt and graphs.tensorrt.version:
+        found[MODULES[options.engine]] = graphs.tensorrt.version
+    return found
 
 
 def model_info(config: ModelConfig) -> ModelInfo:

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from mm2c.cli.console import Bars, out, print_json, user_errors
 
-LAYOUT, WEIGHTS, ENGINE = "Layout", "Weights", "Engine and its limits"  # headings of the help
+# headings of the help
+LAYOUT, WEIGHTS, ENGINE, PLANS = "Layout", "Weights", "Engine and its limits", "TensorRT plans"
 
 
 def build(
@@ -111,7 +112,8 @@ def build(
         str | None,
         typer.Option(
             rich_help_panel=ENGINE,
-            help="KV cache of the cuda engine: bf16 (default), or fp8, which holds twice the tokens and rounds them.",
+            help="KV cache on GPUs: bf16 (default); with cuda and tensorrt also fp8, which holds twice the tokens and "
+            "rounds them.",
         ),
     ] = None,
     context: Annotated[
@@ -119,14 +121,20 @@ def build(
         typer.Option(
             min=0,
             rich_help_panel=ENGINE,
-            help="Tokens a row can hold. Default: the model's, at most 32768 on a CPU.",
+            help="Tokens a row can hold. Default: the model's; onnxruntime and tensorrt-rtx: at most 32768.",
             show_default=False,
         ),
     ] = 0,
     max_rows: Annotated[int, typer.Option(min=1, rich_help_panel=ENGINE, help="Rows decoded together.")] = 8,
     prefill_chunk: Annotated[
-        int, typer.Option(min=1, rich_help_panel=ENGINE, help="Tokens of one prefill step.")
-    ] = 512,
+        int,
+        typer.Option(
+            min=0,
+            rich_help_panel=ENGINE,
+            help="Tokens of one prefill step. Default: 512, or the context where that is shorter.",
+            show_default=False,
+        ),
+    ] = 0,
     all_logits: Annotated[
         bool,
         typer.Option(
@@ -136,6 +144,41 @@ def build(
             "default: of each row's last token, all that generation needs.",
         ),
     ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=PLANS,
+            help="GPU that tensorrt-rtx builds for: sm120 (RTX PRO 6000), sm121, sm89, for bf16 weights "
+            "also sm86 and sm80; portable: all of these. Default: the GPU of this machine, else portable.",
+            show_default=False,
+        ),
+    ] = None,
+    defer_plan: Annotated[
+        bool,
+        typer.Option(
+            "--defer-plan",
+            rich_help_panel=PLANS,
+            help="Prepare all but the plans, here without a GPU; --finish builds them on the machine that serves.",
+        ),
+    ] = False,
+    finish: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            rich_help_panel=PLANS,
+            help="Build the plans of a bundle made with --defer-plan. Takes no checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    layers_per_plan: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            rich_help_panel=PLANS,
+            help="Decoder layers in a plan, which is run for every such part of the model; 0: one plan of all layers, "
+            "which takes minutes to build.",
+        ),
+    ] = 8,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Redo every stage.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -148,8 +191,13 @@ def build(
       mm2c build --tp 4 --fp8          (in the checkpoint's folder)
 
       mm2c build config.json --tp 4 --config-only -o graphs
+
+      mm2c build --tp 4 --engine tensorrt --defer-plan -o m2   (then, on the GPUs: mm2c build --finish m2)
     """
     with user_errors(interrupted="nothing was left half-written"):
+        if finish is not None:
+            _finish(finish, checkpoint, cache=not no_cache, as_json=as_json)
+            return
         from mm2c.pipeline import BuildRequest, build_bundle
 
         report = build_bundle(
@@ -171,6 +219,9 @@ def build(
                 all_logits=all_logits,
                 kv_dtype=kv_dtype,
                 config_only=config_only,
+                target=target,
+                defer_plan=defer_plan,
+                layers_per_plan=layers_per_plan,
                 gpu=gpu,
                 force=force,
                 cache=not no_cache,
@@ -182,3 +233,22 @@ def build(
             return
         for line in report.lines():
             out.print(escape(line), soft_wrap=True)
+
+
+def _finish(bundle: Path, checkpoint: str | None, *, cache: bool, as_json: bool) -> None:
+    from mm2c.bundle.cache import StageCache, cache_root
+    from mm2c.engine.tensorrt.finish import finish_bundle
+    from mm2c.errors import UserError
+
+    if checkpoint is not None:
+        raise UserError(
+            "--finish builds the plans of a bundle that is there, and takes no checkpoint",
+            where=f"mm2c build {checkpoint} --finish {bundle}",
+            remedy=f"mm2c build --finish {bundle}",
+        )
+    report = finish_bundle(bundle, Bars(), cache=StageCache(cache_root(), cache))
+    if as_json:
+        print_json(report.as_json())
+        return
+    for line in report.lines():
+        out.print(escape(line), soft_wrap=True)

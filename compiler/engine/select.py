@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from mm2c.config import Engine
 from mm2c.errors import UserError
 
-BUILDABLE: tuple[Engine, ...] = ("onnxruntime", "cuda")
-KNOWN = ("auto", "onnxruntime", "cuda", "tensorrt-rtx", "tensorrt")
+BUILDABLE: tuple[Engine, ...] = ("onnxruntime", "cuda", "tensorrt-rtx", "tensorrt")
+KNOWN = ("auto", *BUILDABLE)
 SUPPORTED = (
     "8.0",
     "8.6",
@@ -72,21 +72,15 @@ def select_engine(asked: str, *, runs: bool = True) -> Choice:
     """Resolve ``--engine``. ``runs`` False: graphs alone are wanted, the engine need not be installed.
 
     Raises:
-        UserError: an engine that does not exist, is not built by this version, or is not installed here.
+        UserError: an engine that does not exist, or is not installed here. (What the TensorRT engines need beside
+            their library is looked for when the build knows its model.)
     """
     if asked not in KNOWN:
         raise UserError(f"no engine is called '{asked}'", remedy=f"one of: {', '.join(KNOWN)}")
     if asked == "auto":
         choice = _best()
-    elif asked in BUILDABLE:
-        choice = Choice(BUILDABLE[BUILDABLE.index(asked)], "asked for")
     else:
-        raise UserError(
-            f"this version of mm2c does not build the {asked} engine yet",
-            where="--engine",
-            remedy=f"--engine {' or '.join(BUILDABLE)} (or auto); the README's support table says what each version "
-            "builds",
-        )
+        choice = Choice(BUILDABLE[BUILDABLE.index(asked)], "asked for")
     if runs and choice.engine == "onnxruntime":
         _check_installed()
     return choice
@@ -108,9 +102,14 @@ def _best() -> Choice:
             f"(it has {', '.join(SUPPORTED)}); runs on the CPU",
         )
     reason = f"{gpu.name} is here (compute capability {gpu.capability})"
-    if find_spec("tensorrt") is not None:
-        reason += "; TensorRT too, but this version builds no engine for it"
-    return Choice("cuda", reason)
+    if find_spec("tensorrt") is None:
+        return Choice("cuda", reason)
+    from mm2c.engine.tensorrt.library import find_library
+
+    try:
+        return Choice("tensorrt", f"{reason}, and so is {find_library('tensorrt').name}")
+    except UserError as error:
+        return Choice("cuda", f"{reason}; {error.what}")
 
 
 def _check_installed() -> None:

@@ -92,7 +92,10 @@ def test_missing_attributes(library: Library, name: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ([("top_k", "int64", 1, struct.pack("=q", 4))], "top_k"),
+        ([("top_k", "int64", 1, struct.pack("=q", 17))], "top_k must be from 1 to 16, got 17"),
+        ([("top_k", "int64", 1, struct.pack("=q", 2**32 + 4))], "top_k must be from 1 to 16"),
+        ([("top_k", "int64", 1, struct.pack("=q", -(2**63)))], "top_k must be from 1 to 16"),
+        ([("top_k", "int16", 1, struct.pack("=h", 4))], "top_k must be int32 or int64"),
         ([("top_k", "float32", 1, struct.pack("=f", 4))], "top_k"),
         ([("top_k", "int32", 2, struct.pack("=2i", 4, 4))], "top_k"),
         ([("top_k", "int32", 1, None)], "top_k"),
@@ -107,6 +110,19 @@ def test_the_library_itself_refuses_wrong_fields(
     """What a parser or a plan of another version might hand to the creator."""
     with pytest.raises(PluginError, match=f"M2MoeRouting: .*{complaint}"):
         library.create_with("M2MoeRouting", [Field(*field) for field in fields])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whole_numbers_come_as_int32_or_int64(library: Library, name: str) -> None:
+    """A plan keeps the same of both."""
+    attributes = CASES[name].attributes
+    wide = [
+        Field(key, "int64", 1, struct.pack("=q", value))
+        if isinstance(value, int)
+        else Field(key, "float32", 1, struct.pack("=f", value))
+        for key, value in attributes.items()
+    ]
+    assert library.create_with(name, wide).serialize() == library.create(name, attributes).serialize()
 
 
 def test_messages_name_the_layer(library: Library) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def python_with_tensorrt() -> str:
     """A Python that has TensorRT's lean runtime: this one or the kernel environment's."""
-    for python in (sys.executable, str(ROOT / ".venv-kernels" / "bin" / "python")):
+    kernels = Path(os.environ.get("MM2C_KERNELS") or ROOT / ".venv-kernels")
+    for python in (sys.executable, str(kernels / "bin" / "python")):
         if Path(python).exists() and has_tensorrt(python):
             return python
     pytest.skip(

@@ -100,13 +100,18 @@ void Attributes::take(PluginField const& field, size_t at)
     {
         mValues[at].integer = static_cast<int32_t>(checked(read(int32_t{})));
     }
+    else if (spec.kind == Kind::kInteger && field.type == PluginFieldType::kINT64)
+    {
+        // as a double it may be rounded, but never into the range, whose ends are int32
+        mValues[at].integer = static_cast<int32_t>(checked(static_cast<double>(read(int64_t{}))));
+    }
     else if (spec.kind == Kind::kReal && field.type == PluginFieldType::kFLOAT32)
     {
         mValues[at].real = static_cast<float>(checked(read(float{})));
     }
     else
     {
-        refuse("attribute ", spec.name, " must be ", spec.kind == Kind::kInteger ? "int32" : "float32",
+        refuse("attribute ", spec.name, " must be ", spec.kind == Kind::kInteger ? "int32 or int64" : "float32",
             ", got field type ", static_cast<int32_t>(field.type));
     }
 }

@@ -10,7 +10,9 @@
 namespace mm2c
 {
 
-// An attribute of the dialect op: int32 if a whole number, else float32. Values outside [least, most] are refused.
+// An attribute of the dialect op: an int32 if a whole number, else a float32. TensorRT's ONNX parser hands int32 over
+// whatever the creator announces; int64 is taken too, as other front ends pass it. Values outside [least, most] are
+// refused.
 struct AttributeSpec
 {
     enum class Kind

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import types
 from typing import Any
 
 import pytest
 
 from mm2c.engine import select
 from mm2c.engine.select import SUPPORTED, Gpu, find_gpu, select_engine
+from mm2c.engine.tensorrt import library
 from mm2c.errors import UserError
 
 H200 = Gpu("NVIDIA H200", "9.0")
@@ -46,14 +48,28 @@ def test_auto_takes_the_gpu_s_engine_and_names_the_gpu(monkeypatch: pytest.Monke
     assert select_engine("auto") == select.Choice("onnxruntime", "no NVIDIA GPU on this machine")
 
 
-def test_tensorrt_beside_the_gpu_is_not_passed_over_in_silence(
-    monkeypatch: pytest.MonkeyPatch, gpu: Any
+@pytest.mark.parametrize(
+    ("version", "engine", "why"),
+    [
+        ("11.4.0.106", "tensorrt", "compute capability 9.0), and so is TensorRT 11.4.0.106"),
+        ("10.16.0.1", "cuda", "TensorRT 10.16.0.1 is here; this mm2c is written for 11.0"),
+        (None, "cuda", "TensorRT is installed but cannot be loaded: libnvinfer.so.11"),
+    ],
+)
+def test_tensorrt_beside_the_gpu_is_taken_where_it_can_be_used(
+    monkeypatch: pytest.MonkeyPatch, gpu: Any, version: str | None, engine: str, why: str
 ) -> None:
+    def load(name: str) -> Any:
+        if version is None:
+            raise ImportError("libnvinfer.so.11: cannot open shared object file")
+        return types.SimpleNamespace(__version__=version)
+
     monkeypatch.setattr(select, "find_spec", lambda name: object())
+    monkeypatch.setattr(library.importlib, "import_module", load)
     gpu(H200)
     choice = select_engine("auto")
-    assert choice.engine == "cuda"
-    assert "TensorRT too, but this version builds no engine for it" in choice.reason
+    assert choice.engine == engine
+    assert why in choice.reason
 
 
 @pytest.mark.parametrize("capability", SUPPORTED)
@@ -79,10 +95,15 @@ def test_cuda_is_built_where_there_is_no_gpu(gpu: Any) -> None:
 
 
 @pytest.mark.parametrize("asked", ["tensorrt", "tensorrt-rtx"])
-def test_an_engine_that_is_not_built_yet_is_refused(asked: str) -> None:
-    with pytest.raises(UserError, match="does not build") as refused:
-        select_engine(asked)
-    assert "--engine onnxruntime or cuda" in refused.value.remedy
+def test_plans_are_built_for_other_machines_too(gpu: Any, asked: str) -> None:
+    gpu(None)
+    assert select_engine(asked) == select.Choice(asked, "asked for")  # type: ignore[arg-type]
+
+
+def test_an_engine_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match="no engine is called 'tensorrt_rtx'") as refused:
+        select_engine("tensorrt_rtx")
+    assert "tensorrt-rtx" in refused.value.remedy
 
 
 @pytest.mark.parametrize("fault", [subprocess.TimeoutExpired("nvidia-smi", 1), OSError("no such file")])
