@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mm2c.cli.console import Bars, err, print_json, user_errors
+from mm2c.config import TENSORRT
 
 
 def verify(
@@ -39,6 +40,21 @@ def verify(
             "--golden", help="Compare the engine with the bundle's golden vectors; no checkpoint needed."
         ),
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="The bundle's engine, where it must be this one: onnxruntime, cuda, tensorrt-rtx or tensorrt.",
+            show_default=False,
+        ),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="What ONNX Runtime runs on, for bundles of that engine and not with --streamed: cpu, or cuda with a "
+            "GPU for each rank. Default: $MM2C_PROVIDER, else cpu.",
+            show_default=False,
+        ),
+    ] = None,
     shards: Annotated[
         bool,
         typer.Option("--shards", help="Re-assemble the ranks' tensors and compare them with the checkpoint."),
@@ -54,6 +70,11 @@ def verify(
     Passes where max |Δlogits| ≤ 1e-5 · max |logits| and every greedy token is the same. Exits 1 where it fails,
     2 where there is nothing to compare.
 
+    Bundles of TensorRT plans are compared without a GPU: TensorRT-RTX's parser reads every plan's graph, and the
+    network that it makes is evaluated layer by layer on the CPU, all ranks in lockstep, against ONNX Runtime and
+    transformers: in f32 within 1e-4, and rounded as the network declares within a few steps of bf16. With --streamed
+    the reference is then computed one layer at a time.
+
     --streamed compares layer by layer with the unmodified decoder layers, loading only the experts that the tokens
     choose; bundles for the cuda engine are always compared so, on the CPU, in fp32 and as stored. What passes leaves
     golden vectors in the bundle, with which a GPU checks itself on its first start, and `--golden` any engine.
@@ -61,31 +82,55 @@ def verify(
     with user_errors():
         if sum((streamed, golden, shards)) > 1:
             raise typer.BadParameter("--streamed, --golden and --shards are different comparisons: give one")
+        built = _engine(bundle, engine)
+        if provider is not None and (streamed or shards or layers is not None):
+            raise typer.BadParameter("--provider is for whole models and --golden")
         if golden:
-            passed = _golden(bundle, lowering, as_json)
+            passed = _golden(bundle, lowering, provider, as_json)
         elif shards:
             passed = _shards(bundle, against, as_json)
-        elif streamed or layers is not None or _engine(bundle) == "cuda":
+        elif built in TENSORRT:
+            if layers is not None:
+                raise typer.BadParameter("--layers is for the engines onnxruntime and cuda")
+            passed = _network(bundle, against, steps, rows, tokens if streamed else None, write, as_json)
+        elif streamed or layers is not None or built == "cuda":
             passed = _streamed(bundle, against, lowering, tokens, layers, write, as_json)
         else:
-            passed = _whole(bundle, against, lowering, steps, rows, write, as_json)
+            passed = _whole(bundle, against, lowering, steps, rows, write, provider, as_json)
         if not passed:
             raise typer.Exit(1)
 
 
-def _engine(bundle: Path) -> str:
+def _engine(bundle: Path, asked: str | None) -> str:
+    from mm2c.errors import UserError
     from mm2c_runtime.manifest_file import read_manifest
 
-    return read_manifest(bundle).engine
+    built = read_manifest(bundle).engine
+    if asked not in (None, built):
+        raise UserError(
+            f"the bundle is for the {built} engine",
+            where=str(bundle),
+            remedy=f"--engine {built}, or leave --engine out",
+        )
+    return built
 
 
 def _whole(
-    bundle: Path, against: str | None, lowering: str, steps: int, rows: int, write: bool, as_json: bool
+    bundle: Path,
+    against: str | None,
+    lowering: str,
+    steps: int,
+    rows: int,
+    write: bool,
+    provider: str | None,
+    as_json: bool,
 ) -> bool:
     from mm2c.cli.verify_tables import print_cases
     from mm2c.verify.run import verify_checkpoint
 
-    outcome = verify_checkpoint(bundle, against, lowering, steps, rows, Bars(), write=write)
+    outcome = verify_checkpoint(
+        bundle, against, lowering, steps, rows, Bars(), write=write, provider=provider
+    )
     if as_json:
         print_json(outcome.as_json())
     else:
@@ -117,11 +162,35 @@ def _streamed(
     return outcome.passed
 
 
-def _golden(bundle: Path, lowering: str, as_json: bool) -> bool:
+def _network(
+    bundle: Path,
+    against: str | None,
+    steps: int,
+    rows: int,
+    streamed_tokens: int | None,
+    write: bool,
+    as_json: bool,
+) -> bool:
+    from mm2c.cli.verify_network_tables import print_network_faults, print_networks
+    from mm2c.verify.run_network import verify_network
+
+    outcome = verify_network(
+        bundle, against, Bars(), steps=steps, rows=rows, streamed_tokens=streamed_tokens, write=write
+    )
+    if as_json:
+        print_json(outcome.as_json())
+    else:
+        print_networks(outcome)
+    if not outcome.passed:
+        print_network_faults(outcome)
+    return outcome.passed
+
+
+def _golden(bundle: Path, lowering: str, provider: str | None, as_json: bool) -> bool:
     from mm2c.cli.verify_tables import print_golden
     from mm2c.verify.run_streamed import compare_golden
 
-    outcomes = compare_golden(bundle, lowering, Bars())
+    outcomes = compare_golden(bundle, lowering, Bars(), provider=provider)
     if as_json:
         print_json([outcome.as_json() for outcome in outcomes])
     else:

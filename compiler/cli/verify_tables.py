@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from mm2c.proofs.reassemble import ShardReport
     from mm2c.verify.layer_error import LayerResult
     from mm2c.verify.run import Outcome
+    from mm2c.verify.run_network import NetworkOutcome
     from mm2c.verify.run_streamed import GoldenOutcome, StreamedOutcome
 
 SHOWN = 24  # layers of an engine of which every one gets a line; of more, the worst
-_VERDICT = {True: "[green]pass[/]", False: "[red]FAIL[/]"}
+VERDICT = {True: "[green]pass[/]", False: "[red]FAIL[/]"}
 
 
-def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+def new_table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
     table = Table(title=escape(title), title_justify="left")
     for column in words:
         table.add_column(column)
@@ -29,10 +30,11 @@ def _table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Tabl
     return table
 
 
-def print_cases(outcome: Outcome) -> None:
-    table = _table(
+def print_cases(outcome: Outcome | NetworkOutcome, computes: str = "lowering") -> None:
+    """``computes``: what the first column is called."""
+    table = new_table(
         f"{outcome.bundle} against {outcome.checkpoint}",
-        ("lowering", "case"),
+        (computes, "case"),
         ("logits rows", "max |Δ|", "max |logits|", "relative", "greedy flips"),
     )
     for r in outcome.results:
@@ -44,14 +46,14 @@ def print_cases(outcome: Outcome) -> None:
             f"{r.scale:.2f}",
             f"{r.relative:.1e}",
             str(r.flips),
-            _VERDICT[r.passed],
+            VERDICT[r.passed],
         )
     print_table(table)
 
 
 def print_layers(outcome: StreamedOutcome) -> None:
     found = outcome.streamed
-    table = _table(
+    table = new_table(
         f"{outcome.bundle} against the layers of {outcome.checkpoint}",
         ("engine", "layer"),
         ("max |Δ|", "allowed", "max |x|", "relative", "own chain", "tokens", "left out"),
@@ -69,7 +71,7 @@ def print_layers(outcome: StreamedOutcome) -> None:
                 f"{r.chain:.2e}",
                 str(r.compared),
                 str(r.ties),
-                _VERDICT[r.passed],
+                VERDICT[r.passed],
             )
         if len(own) > len(_shown(own)):
             table.add_row(engine, f"… {len(own) - len(_shown(own))} more, all nearer", *[""] * 8)
@@ -108,14 +110,14 @@ def print_faults(outcome: StreamedOutcome) -> None:
 
 
 def print_golden(outcomes: list[GoldenOutcome]) -> None:
-    table = _table(
+    table = new_table(
         f"{outcomes[0].bundle} against its golden vectors",
         ("engine", "row", "step"),
         ("token", "max |Δ| / max |logits|", "allowed"),
     )
     for outcome in outcomes:
         for f in outcome.figures:
-            verdict = _VERDICT[f.passed] if f.judged else "not judged"
+            verdict = VERDICT[f.passed] if f.judged else "not judged"
             table.add_row(
                 outcome.runs, str(f.row), f.kind, str(f.token), f"{f.error:.2e}", f"{f.allowed:.2e}", verdict
             )

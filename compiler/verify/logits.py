@@ -126,9 +126,10 @@ def _decode(
     return [own[place.row] for place in where if (own := logits[place.group]) is not None]
 
 
-def _result(
+def case_result(
     lowering: str, case: str, got: list[NDArray[np.float32]], want: list[NDArray[np.float32]]
 ) -> CaseResult:
+    """Of logits f32[V] each, in the same order."""
     ours, theirs = np.stack(got), np.stack(want)
     # numpy's max keeps a NaN, which then is no pass; Python's loses it
     return CaseResult(
@@ -157,13 +158,13 @@ def compare(
             for index, row in enumerate(rows):
                 got.append(_prefill(executor, where[index], row.prompt, size))
                 stage.advance()
-            results.append(_result(lowering, case, got, first))
+            results.append(case_result(lowering, case, got, first))
         decoded: list[NDArray[np.float32]] = []
         for n in range(steps):
             decoded += _decode(executor, where, rows, n)
             stage.advance()
         want = [r.logits[n + 1] for n in range(steps) for r in rows]
-        results.append(_result(lowering, f"decode, {len(rows)} ragged rows", decoded, want))
+        results.append(case_result(lowering, f"decode, {len(rows)} ragged rows", decoded, want))
     return results
 
 
@@ -177,13 +178,15 @@ def verify_bundle(
     progress: Progress,
     *,
     trajectories_to: list[Trajectory] | None = None,
+    provider: str = "cpu",
 ) -> list[CaseResult]:
     """Every lowering of a bundle against the reference, in this process (ranks in lockstep).
 
     ``steps`` is below the bundle's context and ``rows`` within its limit. ``trajectories_to`` is given what the
-    reference answered.
+    reference answered. ``provider``: "cpu", or "cuda" for a GPU for each rank.
     """
     from mm2c_runtime.executors.onnxruntime import OnnxRuntimeExecutor
+    from mm2c_runtime.executors.provider import open_devices
 
     limits = manifest.limits
     chunk = min(limits.prefill_chunk, 48)  # crosses chunk borders with short prompts
@@ -193,7 +196,14 @@ def verify_bundle(
         trajectories_to += expected
     results = []
     for lowering in lowerings:
-        executor = OnnxRuntimeExecutor(bundle, manifest, lowering=lowering, checkpoint=reference.folder)
+        executor = OnnxRuntimeExecutor(
+            bundle,
+            manifest,
+            lowering=lowering,
+            checkpoint=reference.folder,
+            devices=open_devices(len(manifest.lowerings[lowering].ranks)) if provider == "cuda" else None,
+            kv_tokens=rows * limits.context,
+        )
         try:
             results += compare(executor, lowering, expected, chunk, progress)
         finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mm2c.errors import UserError
 from mm2c.progress import Progress
 from mm2c.verify.logits import TOLERANCE, CaseResult, Trajectory
+from mm2c_runtime.executors.provider import ProviderName, asked_provider, provider_lowering
 from mm2c_runtime.manifest import CheckpointInfo, Limits, Manifest
 from mm2c_runtime.manifest_file import read_bundle
 from mm2c_runtime.weights.checkpoint import VARIABLE
@@ -51,12 +52,14 @@ def verify_checkpoint(
     progress: Progress,
     *,
     write: bool = False,
+    provider: str | None = None,
 ) -> Outcome:
     """Compare every case; ``steps`` and ``rows`` are cut to what the bundle holds, with a note. ``write``: keep golden
-    vectors of the reference in the bundle, where it passes.
+    vectors of the reference in the bundle, where it passes. ``provider``: what ONNX Runtime runs on, where it is not
+    ``$MM2C_PROVIDER`` or the CPU.
 
     Raises:
-        BundleError: the bundle is altered.
+        BundleError: the bundle is altered, or the provider cannot run it here.
         UserError: it is not of this checkpoint, has no weights or no such lowering, is for another engine than
             ONNX Runtime, has a context of one token, or cannot be written to.
     """
@@ -72,7 +75,8 @@ def verify_checkpoint(
             where=str(bundle),
             remedy="verify it with --streamed, layer by layer",
         )
-    lowerings = wanted_lowerings(manifest, bundle, lowering)
+    runs_on = asked_provider(provider, engine=manifest.engine)
+    lowerings = wanted_lowerings(manifest, bundle, lowering, runs_on)
     steps, rows = fitting(manifest.limits, bundle, steps, rows, progress)
     if write:
         check_writable(bundle)
@@ -87,7 +91,15 @@ def verify_checkpoint(
             reference = Reference(checkpoint, manifest.weight_format)
         kept: list[Trajectory] = []
         results = verify_bundle(
-            bundle, manifest, reference, lowerings, steps, rows, progress, trajectories_to=kept
+            bundle,
+            manifest,
+            reference,
+            lowerings,
+            steps,
+            rows,
+            progress,
+            trajectories_to=kept,
+            provider=runs_on,
         )
         outcome = Outcome(str(bundle), str(found.folder), steps, results)
         if write and outcome.passed:
@@ -110,9 +122,14 @@ def refuse_bare(manifest: Manifest, bundle: Path) -> CheckpointInfo:
     return manifest.checkpoint
 
 
-def wanted_lowerings(manifest: Manifest, bundle: Path, lowering: str) -> list[str]:
-    """All of them, or the one asked for. UserError where there is no such one."""
+def wanted_lowerings(
+    manifest: Manifest, bundle: Path, lowering: str, provider: ProviderName = "cpu"
+) -> list[str]:
+    """All of them that run on ``provider``, or the one asked for. UserError where there is no such one, BundleError
+    where it does not run there."""
     known = list(manifest.lowerings)
+    if provider == "cuda":
+        lowering = provider_lowering(provider, None if lowering == "all" else lowering)
     if lowering == "all":
         return known
     if lowering not in known:

@@ -13,6 +13,7 @@ from mm2c.verify.bundle_report import add_reports, check_writable
 from mm2c.verify.run import located, refuse_bare, wanted_lowerings
 from mm2c.verify.script import make_script
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.provider import asked_provider
 from mm2c_runtime.manifest import Manifest
 from mm2c_runtime.manifest_file import read_bundle, read_manifest
 from mm2c_runtime.selfcheck_golden import GOLDEN, Golden, read_golden
@@ -174,10 +175,13 @@ class GoldenOutcome:
         }
 
 
-def compare_golden(bundle: Path, lowering: str, progress: Progress, *, ops: str = "") -> list[GoldenOutcome]:
-    """The bundle's own engine against its golden vectors: one outcome for each lowering, or for the cuda engine.
+def compare_golden(
+    bundle: Path, lowering: str, progress: Progress, *, ops: str = "", provider: str | None = None
+) -> list[GoldenOutcome]:
+    """The bundle's own engine against its golden vectors: one for each lowering of ONNX Runtime.
 
     Needs neither the checkpoint nor transformers. ``ops`` replaces the kernels of the cuda engine, for tests.
+    ``provider``: what ONNX Runtime runs on, where it is not ``$MM2C_PROVIDER`` or the CPU.
     Raises BundleError where the bundle is altered or cannot run here, UserError where it has no golden vectors.
     """
     from mm2c_runtime.executors.load import load_executor
@@ -192,12 +196,21 @@ def compare_golden(bundle: Path, lowering: str, progress: Progress, *, ops: str 
             where=str(bundle / GOLDEN),
             remedy="`mm2c verify` writes them, where the checkpoint and transformers are",
         )
-    names = ["cuda"] if manifest.engine == "cuda" else wanted_lowerings(manifest, bundle, lowering)
+    runs_on = asked_provider(provider, engine=manifest.engine)
+    names: list[str] = [manifest.engine]
+    if manifest.engine == "onnxruntime":
+        names = wanted_lowerings(manifest, bundle, lowering, runs_on)
     outcomes = []
     for name in names:
         with progress.stage(f"{name}: golden rows"):
             executor = load_executor(
-                bundle, manifest, lowering=name, threads=None, kv_tokens=_tokens(manifest), ops=ops
+                bundle,
+                manifest,
+                lowering=name,
+                threads=None,
+                kv_tokens=_tokens(manifest),
+                ops=ops,
+                provider=runs_on,
             )
             try:
                 figures = run_golden(executor, golden, engine=manifest.engine, layers=manifest.model.layers)

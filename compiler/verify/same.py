@@ -37,7 +37,7 @@ def check_same(manifest: Manifest, bundle: Path, checkpoint: Checkpoint) -> None
             f"{key} {built[key]} there, {here[key]} here" for key in built if built[key] != here[key]
         ]
         what = ", ".join(different) or "its configuration, or the place or type of its tensors, is another"
-    elif manifest.weights == "checkpoint" or manifest.cuda is not None:
+    elif manifest.weights == "checkpoint" or manifest.engine != "onnxruntime":
         if not source.content or checkpoint.content() == source.content:
             return
         what = "its weights are others"

@@ -11,6 +11,7 @@ from remembering import RememberingReference
 
 import mm2c.graphs_cuda
 import mm2c.graphs_onnxruntime
+import mm2c.graphs_tensorrt
 import mm2c.trace
 from mm2c.pipeline import BuildRequest, build_bundle
 
@@ -26,7 +27,7 @@ def references() -> dict[Path, RememberingReference]:
 def _one_trace_for_all_layouts() -> Iterator[None]:
     """A trace does not depend on tp and ep, and no pass changes it: builds of one checkpoint share it."""
     original, known = mm2c.trace.trace, {}
-    users = (mm2c.trace, mm2c.graphs_cuda, mm2c.graphs_onnxruntime)
+    users = (mm2c.trace, mm2c.graphs_cuda, mm2c.graphs_onnxruntime, mm2c.graphs_tensorrt)
 
     def remembering(config: Any, formats: Any, options: Any, recipes: Any, **more: Any) -> Any:
         key = (

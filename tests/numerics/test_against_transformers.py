@@ -17,7 +17,7 @@ from mm2c.checkpoint import Checkpoint
 from mm2c.errors import UserError
 from mm2c.pipeline import BuildRequest, build_bundle
 from mm2c.progress import Quiet
-from mm2c.verify.logits import CaseResult, _result, verify_bundle
+from mm2c.verify.logits import CaseResult, case_result, verify_bundle
 from mm2c.verify.reference import Reference
 from mm2c.verify.run import verify_checkpoint
 from mm2c_runtime.manifest_file import read_bundle
@@ -165,8 +165,8 @@ def test_nan_logits_never_pass() -> None:
 
     want = [np.arange(3, dtype=np.float32)] * 2
     got = [want[0], np.asarray([0, 1, np.nan], np.float32)]
-    assert not _result("fast", "prefill", got, want).passed
-    assert not _result("fast", "prefill", got[::-1], want).passed
+    assert not case_result("fast", "prefill", got, want).passed
+    assert not case_result("fast", "prefill", got[::-1], want).passed
 
 
 def test_the_comparison_can_fail(

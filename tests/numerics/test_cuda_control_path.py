@@ -238,12 +238,12 @@ def test_a_row_that_is_not_finite_fails_alone_and_leaves_nothing_behind(
     driver = Driver(executor)
     tokens = [driver.prefill(prompt, 60)[1].token or 0 for prompt in prompts[:3]]
     expected = driver.decode(tokens)
-    (page,) = executor._stepper.tables.of(1)[:1]
+    (page,) = executor._stepper.places.tables.of(1)[:1]
     with torch.inference_mode():
-        executor._stepper.caches[0][page, 0] = float("nan")
+        executor._stepper.places.caches[0][page, 0] = float("nan")
     found = driver.decode([result.token or 0 for result in expected])
     assert [result.error for result in found] == [None, NON_FINITE, None]
-    assert not any(bool(cache[page].float().isnan().any()) for cache in executor._stepper.caches)
+    assert not any(bool(cache[page].float().isnan().any()) for cache in executor._stepper.places.caches)
     driver.release(1)
     again = Driver(executor)
     _, result = again.prefill(prompts[1], 80)

@@ -26,7 +26,7 @@ from mm2c.lower.cuda import lower_cuda
 from mm2c.lower.onnxruntime import LOWERINGS
 from mm2c.lower.portable import attach_bodies
 from mm2c.lower.program import LoweredRank
-from mm2c.verify.logits import _result
+from mm2c.verify.logits import case_result
 from mm2c.weights.rank_graph import RankGraph
 
 Array = np.ndarray[Any, Any]
@@ -140,7 +140,9 @@ def batches(rows: list[tuple[list[int], list[int], Array]], chunk: int) -> list[
 
 def check(got: list[Array], want: list[Array]) -> None:
     pairs = [(g, w) for g, w in zip(got, want, strict=True) if len(w)]
-    result = _result("", "", [np.concatenate([g for g, _ in pairs])], [np.concatenate([w for _, w in pairs])])
+    result = case_result(
+        "", "", [np.concatenate([g for g, _ in pairs])], [np.concatenate([w for _, w in pairs])]
+    )
     assert result.passed, result.as_json()
 
 
