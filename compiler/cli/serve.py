@@ -68,6 +68,14 @@ def serve(
             help="The server's log; added to. Default: a file a port under ~/.local/state/mm2c, begun anew."
         ),
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="What ONNX Runtime runs on, for bundles of that engine: cpu, or cuda with a GPU for each rank (needs "
+            "the extra gpu). Default: $MM2C_PROVIDER, else cpu.",
+            show_default=False,
+        ),
+    ] = None,
     kv_tokens: Annotated[
         int | None,
         typer.Option(
@@ -116,6 +124,7 @@ def serve(
         from mm2c.serve.installation import find_triton
         from mm2c.serve.openai_front import OpenAIFront
         from mm2c.serve.ports import choose_ports
+        from mm2c.serve.provider import served_provider
         from mm2c.serve.run_directory import RunDirectory
         from mm2c.serve.self_check import served_self_check
         from mm2c.serve.server import Server, Settings
@@ -135,12 +144,23 @@ def serve(
             (check_contents if checksums else check_sizes)(bundle, manifest.files)
         _refuse_unservable(bundle, manifest)
         mode = served_self_check(bundle, manifest, self_check)
+        runs_on = served_provider(bundle, manifest, provider)
         with bars.stage("checking the weights"):
             source = served_checkpoint(manifest, checkpoint)
         _end_on(signal.SIGHUP)
         _end_on(signal.SIGINT)
         settings = Settings(
-            bundle.resolve(), host, ports, log_file, drain, verbose, kv_tokens, checksums, source, mode
+            bundle.resolve(),
+            host,
+            ports,
+            log_file,
+            drain,
+            verbose,
+            kv_tokens,
+            checksums,
+            source,
+            mode,
+            runs_on,
         )
         front_of = None if openai is None else front_settings(openai, settings, manifest)
         run = RunDirectory(installation)

@@ -18,6 +18,6 @@ def served_self_check(bundle: Path, manifest: Manifest, asked: str | None) -> st
         BundleError: another word than always, first or never, there or in the variable; or "always" for a bundle that
             has no golden vectors.
     """
-    if self_check_mode(asked, gpu=manifest.engine == "cuda") == "always":
+    if self_check_mode(asked, gpu=manifest.engine != "onnxruntime") == "always":
         require_golden(bundle)
     return asked

@@ -22,6 +22,7 @@ from mm2c.serve.processes import ending, engines, kill_marked, start_child, stub
 from mm2c.serve.python_environments import environments
 from mm2c.serve.run_directory import RunDirectory
 from mm2c.serve.secret import blank, new_secret, restrictions
+from mm2c_runtime.executors.provider import VARIABLE as PROVIDER_VARIABLE
 from mm2c_runtime.memory import VARIABLE as KV_TOKENS_VARIABLE
 from mm2c_runtime.openai.api_keys import VARIABLE as API_KEYS_VARIABLE
 from mm2c_runtime.selfcheck import VARIABLE as SELF_CHECK_VARIABLE
@@ -45,7 +46,8 @@ class Settings:
     ``kv_tokens``: the engine's KV-cache budget; None for the bundle's own. ``checksums``: whether the engine
     compares the files' hashes with the manifest, or only their sizes. ``checkpoint``: where the engine reads the
     weights of a bundle that has none. ``self_check``: when the engine is compared with the golden vectors; None for
-    ``$MM2C_SELF_CHECK``, else the engine's default.
+    ``$MM2C_SELF_CHECK``, else the engine's default. ``provider``: what ONNX Runtime runs on; None for
+    ``$MM2C_PROVIDER``, else the CPU.
     """
 
     bundle: Path
@@ -58,6 +60,7 @@ class Settings:
     checksums: bool = True
     checkpoint: Path | None = None
     self_check: str | None = None
+    provider: str | None = None
 
 
 class Server:
@@ -200,6 +203,7 @@ class Server:
             KV_TOKENS_VARIABLE: settings.kv_tokens,
             CHECKPOINT_VARIABLE: settings.checkpoint,
             SELF_CHECK_VARIABLE: settings.self_check,
+            PROVIDER_VARIABLE: settings.provider,
         }
         return {
             **{name: value for name, value in os.environ.items() if name != API_KEYS_VARIABLE},

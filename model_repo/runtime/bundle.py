@@ -17,6 +17,7 @@ from mm2c_runtime.detokenizer import TokenBytes
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.executors.load import load_executor
+from mm2c_runtime.executors.provider import ProviderName, asked_provider, provider_lowering
 from mm2c_runtime.generation import Preparer
 from mm2c_runtime.generation_defaults import GenerationDefaults
 from mm2c_runtime.manifest import Manifest
@@ -37,10 +38,17 @@ class Bundle:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, lowering: str, engine: Engine, *, kv_tokens: int
+        self,
+        folder: Path,
+        manifest: Manifest,
+        lowering: str,
+        engine: Engine,
+        *,
+        kv_tokens: int,
+        provider: ProviderName = "cpu",
     ) -> None:
         self.folder, self.manifest, self.lowering, self.engine = folder, manifest, lowering, engine
-        self.kv_tokens = kv_tokens
+        self.kv_tokens, self.provider = kv_tokens, provider
         self._ids = itertools.count()
 
     @classmethod
@@ -48,32 +56,37 @@ class Bundle:
         cls,
         folder: str | Path,
         *,
-        lowering: str = "fast",
+        lowering: str | None = None,
         threads: int | None = None,
         kv_tokens: int | None = None,
         verify_checksums: Checksums = "full",
         ops: str = "",
         self_check: str | None = None,
+        provider: str | None = None,
     ) -> Bundle:
-        """Checks the bundle and loads it. ``lowering``: "fast" or "portable"; ``threads``: CPU threads of the
-        model; both are for ONNX Runtime. ``kv_tokens``: how many tokens, prompts and answers, all running
-        requests may hold together, in equal parts for the attention groups (default ``$MM2C_KV_TOKENS``, else
+        """Checks the bundle and loads it.
+
+        ``provider``: "cpu", or "cuda" for a GPU for each rank (default ``$MM2C_PROVIDER``, else "cpu"); ``lowering``:
+        "fast" or "portable" (default the first on the CPU, the second, its only one, on cuda); ``threads``: CPU
+        threads of the model; all three are for ONNX Runtime. ``kv_tokens``: how many tokens, prompts and answers, all
+        running requests may hold together, in equal parts for the attention groups (default ``$MM2C_KV_TOKENS``, else
         every row full, or what a GPU has room for), a request waits until its prompt and max_tokens fit;
         ``verify_checksums``: "full" hashes every file that changed since it was last hashed, "sizes" only compares
         sizes. ``ops`` ("module:class") replaces the kernels of the cuda engine and runs it on the CPU, for tests.
-        ``self_check``: "always", "first"
-        or "never" (default ``$MM2C_SELF_CHECK``, else the first start on a GPU) compares the engine with the bundle's
-        golden vectors before anything is served. Raises BundleError naming what
+        ``self_check``: "always", "first" or "never" (default ``$MM2C_SELF_CHECK``, else the first start on a GPU)
+        compares the engine with the bundle's golden vectors before anything is served. Raises BundleError naming what
         is wrong, where, and the remedy: also where weights and KV cache do not fit into the memory that is
         available."""
         folder = Path(folder)
         _check_arguments(threads, verify_checksums)
         manifest = read_manifest(folder)
+        runs_on = asked_provider(provider, engine=manifest.engine)
+        lowering = provider_lowering(runs_on, lowering)
         _check_servable(folder, manifest, lowering)
         groups = manifest.mapping.attention_dp
         asked = asked_tokens(kv_tokens, manifest.limits, groups=groups)
         budget = kv_budget(kv_tokens, manifest.limits, groups=groups)
-        if manifest.engine == "onnxruntime":
+        if manifest.engine == "onnxruntime" and runs_on == "cpu":
             check_memory(folder, manifest, lowering, groups * budget)
         if verify_checksums == "full":
             check_contents(folder, manifest.files)
@@ -81,16 +94,19 @@ class Bundle:
             check_sizes(folder, manifest.files)
         text = _text_side(folder, manifest)
         executor = load_executor(
-            folder, manifest, lowering=lowering, threads=threads, kv_tokens=asked, ops=ops
+            folder, manifest, lowering=lowering, threads=threads, kv_tokens=asked, ops=ops, provider=runs_on
         )
-        executor = checked(folder, manifest, executor, self_check, gpu=manifest.engine == "cuda" and not ops)
+        gpu = runs_on == "cuda" or (manifest.engine != "onnxruntime" and not ops)
+        executor = checked(folder, manifest, executor, self_check, gpu=gpu)
         limits = executor.limits
+        budget = min(budget, limits.max_rows * limits.context)  # which a GPU's memory may have lowered
         pools = [pool_for(limits, executor.kv, budget) for _ in range(executor.kv.groups)]
         schedulers = Groups.of(pools, prefill_chunk=limits.prefill_chunk)
         preparer = text(pools[0].budget)
         engine = Engine(executor, schedulers, preparer, TokenBytes(preparer.tokenizer))
         runs = lowering if manifest.engine == "onnxruntime" else manifest.engine
-        return cls(folder, manifest, runs, engine, kv_tokens=sum(pool.budget for pool in pools))
+        tokens = sum(pool.budget for pool in pools)
+        return cls(folder, manifest, runs, engine, kv_tokens=tokens, provider=runs_on)
 
     @overload
     def generate(
@@ -145,14 +161,17 @@ class Bundle:
         return answer.deltas() if stream else answer.completion()
 
     def describe(self) -> dict[str, Any]:
-        """What the engine process tells its clients: model, limits, mapping, engine, lowering."""
+        """What the engine process tells its clients: model, limits, mapping, engine, lowering, and ONNX Runtime's
+        provider."""
         manifest = self.manifest
+        runs_on = {"provider": self.provider} if manifest.engine == "onnxruntime" else {}
         return {
             "model": manifest.model.model_dump(),
             "limits": manifest.limits.model_dump(),
             "mapping": manifest.mapping.model_dump(),
             "engine": manifest.engine,
             "lowering": self.lowering,
+            **runs_on,
             "kv_tokens": self.kv_tokens,
         }
 
@@ -192,22 +211,16 @@ def _check_servable(folder: Path, manifest: Manifest, lowering: str) -> None:
             where=str(folder),
             remedy="build it without --config-only",
         )
-    if manifest.engine not in ("onnxruntime", "cuda"):
-        raise BundleError(
-            f"the bundle is for the engine {manifest.engine}, which this runtime does not have",
-            where=str(folder),
-            remedy="build it with `--engine onnxruntime` or `--engine cuda`",
-        )
-    if manifest.engine == "cuda":
-        if manifest.cuda is None:
+    if manifest.engine != "onnxruntime":
+        if (manifest.cuda if manifest.engine == "cuda" else manifest.tensorrt) is None:
             raise BundleError(
-                "the bundle is for the engine cuda and names no programs of it",
+                f"the bundle is for the engine {manifest.engine} and names no programs of it",
                 where=str(folder / "manifest.json"),
                 remedy="build the bundle again with `mm2c build … --force`",
             )
         if lowering != "fast":
             raise BundleError(
-                f"the bundle is for the engine cuda and has no lowering {lowering!r}",
+                f"the bundle is for the engine {manifest.engine} and has no lowering {lowering!r}",
                 where=str(folder),
                 remedy="leave the lowering out",
             )

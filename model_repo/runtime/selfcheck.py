@@ -41,9 +41,11 @@ def self_check_mode(asked: str | None, *, gpu: bool) -> Mode:
     )
 
 
-def self_check(folder: Path, manifest: Manifest, executor: Executor, mode: Mode, *, device: str = "") -> None:
+def self_check(
+    folder: Path, manifest: Manifest, executor: Executor, mode: Mode, *, device: str = "", gpu: bool = False
+) -> None:
     """Run the bundle's golden rows. ``first``: only where no earlier start of this build on this ``device`` (default:
-    the GPUs and driver of this machine) has passed, and the bundle has goldens.
+    the GPUs and driver of this machine) has passed, and the bundle has goldens. ``gpu``: ONNX Runtime runs on them.
 
     Raises BundleError with the figures where a position is outside its tolerance, or where ``mode`` is "always" and
     the bundle has none.
@@ -55,7 +57,7 @@ def self_check(folder: Path, manifest: Manifest, executor: Executor, mode: Mode,
     golden = read_golden(folder)
     if golden is None:
         return
-    marker = _marker(folder, manifest, device or device_name(manifest.engine))
+    marker = _marker(folder, manifest, device or device_name(manifest.engine, gpu=gpu))
     if mode == "first" and marker is not None and marker.is_file():
         log.info("self-check: passed on an earlier start on this device")
         return
@@ -100,7 +102,7 @@ def checked(
 ) -> Executor:
     """``executor`` after its self-check; it is closed where that fails."""
     try:
-        self_check(folder, manifest, executor, self_check_mode(asked, gpu=gpu))
+        self_check(folder, manifest, executor, self_check_mode(asked, gpu=gpu), gpu=gpu)
     except BaseException:
         executor.close()
         raise
@@ -124,13 +126,21 @@ def refuse_failures(folder: Path, figures: Sequence[Figure]) -> None:
     )
 
 
-def device_name(engine: str) -> str:
+def device_name(engine: str, *, gpu: bool = False) -> str:
     """What a passed check holds for: the GPUs and their driver, or for ONNX Runtime its version and this machine's
-    architecture; empty where that cannot be told."""
+    architecture, or with ``gpu`` its version and these; empty where that cannot be told."""
     if engine == "onnxruntime":
         import onnxruntime
 
-        return f"onnxruntime {onnxruntime.__version__} {os.uname().machine}"
+        name = f"onnxruntime {onnxruntime.__version__} {os.uname().machine}"
+        if not gpu:
+            return name
+        gpus = _gpus()
+        return f"{name}; {gpus}" if gpus else ""
+    return _gpus()
+
+
+def _gpus() -> str:
     try:
         driver = (_NVIDIA / "version").read_text("utf-8").splitlines()[0]
         models = [

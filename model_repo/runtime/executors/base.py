@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mm2c_runtime.executors.batch import Together
 from mm2c_runtime.step import StepBatch, StepResult
 
 if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
@@ -64,3 +65,15 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free weights and cache. Safe to call twice; nothing else may be called afterwards."""
+
+
+class RankExecutor(Executor, Protocol):
+    """What a rank process runs. The results of ranks that do not answer for their group are not used; the joint steps
+    are those of several groups."""
+
+    rank: int
+    kv_tokens: int
+    forward_seconds: float
+
+    def joint_forward(self, batch: StepBatch | None, agreed: Together) -> NDArray[np.float32] | None: ...
+    def joint_step(self, batch: StepBatch | None, agreed: Together) -> StepResult | None: ...

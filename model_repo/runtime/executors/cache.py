@@ -46,6 +46,10 @@ class LinearCache:
         self.rows, self.context, self._block = rows, context, block
         self.bytes_per_token = 4 * spec.kv_heads * spec.head_dim * len(names)
 
+    def slices(self, first: int, count: int) -> dict[str, NDArray[np.float32]]:
+        """By name, rows ``first`` … ``first + count - 1`` of each block."""
+        return {name: block[first : first + count] for name, block in self.blocks.items()}
+
     def copy(self, move: RowCopy) -> None:
         """Copy the first ``move.length`` positions of every layer."""
         for block in self.blocks.values():

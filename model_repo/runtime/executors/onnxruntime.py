@@ -1,10 +1,10 @@
-"""The ONNX Runtime executor: the programs of all ranks in this process, run in lockstep on the CPU."""
+"""The ONNX Runtime executor: the programs of all ranks in this process, run in lockstep on the CPU or on GPUs."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +15,10 @@ from mm2c_runtime.errors import RequestError
 from mm2c_runtime.executors.base import KvFacts
 from mm2c_runtime.executors.batch import check_batch
 from mm2c_runtime.executors.cache import LinearCache
+from mm2c_runtime.executors.device import Device, DeviceCache
 from mm2c_runtime.executors.lowering import checked_lowering, lowered_limits
-from mm2c_runtime.executors.plan import Plan, Planner, StepInputs
-from mm2c_runtime.executors.program import load_program
-from mm2c_runtime.executors.sessions import default_threads
+from mm2c_runtime.executors.plan import Plan, StepInputs
+from mm2c_runtime.executors.rank_programs import load_on_devices, load_on_host
 from mm2c_runtime.manifest import Limits, Manifest
 from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
 from mm2c_runtime.step import RowStep, StepBatch, StepResult
@@ -35,8 +35,13 @@ class OnnxRuntimeExecutor:
     ``checkpoint``: the folder of a bundle without weights files, where it is not that of the build.
     ``forward_seconds`` is how long the last model run took, sampling left out.
 
-    Raises BundleError where the bundle lacks the lowering, or a file of it is missing, cut short or not
-    loadable.
+    ``devices``: the ranks' GPUs (``provider.open_devices``), which this closes; None for the CPU. Weights, cache and
+    what travels between segments stay there, and the cache has ``kv_tokens`` tokens for each attention group, in
+    whole rows; None for every row, or as many as there is room for. ``step`` raises ConnectionError where a device is
+    lost.
+
+    Raises BundleError where the bundle lacks the lowering, a file of it is missing, cut short or not loadable, or it
+    does not fit on the devices.
     """
 
     def __init__(
@@ -48,34 +53,32 @@ class OnnxRuntimeExecutor:
         rows: int | None = None,
         context: int | None = None,
         checkpoint: Path | None = None,
+        devices: Sequence[Device] | None = None,
+        kv_tokens: int | None = None,
     ) -> None:
         bundle = Path(bundle)
         self._vocab = manifest.model.vocab
         self._all_logits = manifest.logits == "all"
-        self._limits = lowered_limits(manifest.limits, rows, context)
+        limits = lowered_limits(manifest.limits, rows, context)
         self._lowering = checked_lowering(bundle, manifest, lowering)
-        ranks = self._lowering.ranks
-        threads = threads or default_threads()
-        alone = len(ranks) == 1 and len(ranks[0].segments) == 1
-        given: Sequence[Mapping[str, object] | None] = [None] * len(ranks)
-        if manifest.weights == "checkpoint":
-            from mm2c_runtime.executors.checkpoint_tensors import checkpoint_tensors
-
-            given = checkpoint_tensors(bundle, manifest, ranks, checkpoint)
-        programs = [
-            load_program(bundle, rank, threads, alone=alone, tensors=own)
-            for rank, own in zip(ranks, given, strict=True)
-        ]
-        # One spare row, so that two rows can be exchanged by copies.
-        self._caches = [LinearCache(r.kv, self._limits.max_rows + 1, self._limits.context) for r in ranks]
+        if devices is None:
+            self._ranks = load_on_host(
+                bundle, manifest, self._lowering, limits, threads=threads, checkpoint=checkpoint
+            )
+        else:
+            self._ranks = load_on_devices(
+                bundle,
+                manifest,
+                self._lowering,
+                limits,
+                devices,
+                threads=threads,
+                checkpoint=checkpoint,
+                kv_tokens=kv_tokens,
+            )
+        self._limits, self._planner = self._ranks.limits, self._ranks.planner
+        self._caches = self._ranks.caches
         self._groups, self._tp = manifest.mapping.attention_dp, manifest.mapping.tp
-        self._planner = Planner(
-            programs,
-            ranks[0].collectives,
-            self._caches,
-            tp=self._tp,
-            in_place=self._lowering.in_place,
-        )
         self._plans: dict[tuple[int, ...], Plan] = {}  # decode steps by the groups' numbers of rows
         self._samplers = [Sampler(self._vocab) for _ in range(self._groups)]
         self.forward_seconds = 0.0
@@ -128,8 +131,7 @@ class OnnxRuntimeExecutor:
 
     def close(self) -> None:
         self._plans.clear()
-        self._planner.close()
-        self._caches.clear()
+        self._ranks.close()
 
     def _steps(self, batches: Sequence[StepBatch | None]) -> list[StepResult | Exception | None]:
         """By group: its result, or what failed there alone."""
@@ -166,7 +168,7 @@ class OnnxRuntimeExecutor:
                     cache.clear(step.row, step.past_len + step.new_len)
         return StepResult(batch.step_id, results)
 
-    def _own(self, group: int) -> list[LinearCache]:
+    def _own(self, group: int) -> list[LinearCache] | list[DeviceCache]:
         """The caches of a group's ranks."""
         return self._caches[group * self._tp : (group + 1) * self._tp]
 
@@ -206,6 +208,8 @@ class OnnxRuntimeExecutor:
         try:
             return self._planned(given).logits
         except Exception as error:
+            if lost := self._ranks.lost():
+                raise ConnectionError(lost) from error
             numbers = ", ".join(str(batch.step_id) for batch in batches if batch is not None)
             raise RequestError("INTERNAL", f"ONNX Runtime failed in step {numbers}: {error}") from error
 

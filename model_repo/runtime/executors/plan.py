@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from mm2c_runtime.executors.cache import LinearCache
 from mm2c_runtime.executors.collectives import (
     all_gather,
     all_reduce,
@@ -21,6 +21,18 @@ from mm2c_runtime.executors.collectives import (
 from mm2c_runtime.executors.program import LoadedProgram, step_symbols
 from mm2c_runtime.executors.values import Arena, Array
 from mm2c_runtime.manifest import Collective
+
+Ends = dict[int, list[tuple[Arena, Any]]]  # what each segment is the last to need, and whose it is
+
+
+class Cache(Protocol):
+    """A rank's KV cache, as a plan sees it."""
+
+    @property
+    def context(self) -> int: ...
+
+    def slices(self, first: int, count: int) -> Mapping[str, Any]:
+        """By name, rows ``first`` … ``first + count - 1`` of each of its blocks."""
 
 
 @dataclass(slots=True)
@@ -45,7 +57,15 @@ class BoundSegment:
     session: ort.InferenceSession
     binding: ort.IOBinding
     # Where the program cannot write its cache in place: what it wrote, and the rows for the new positions.
-    written: list[tuple[Array, Array]] = field(default_factory=list)
+    written: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def read(self, name: str, array: Any) -> None:
+        """Bind an input."""
+        _bind(self.binding.bind_input, name, array)
+
+    def write(self, name: str, array: Any) -> None:
+        """Bind an output."""
+        _bind(self.binding.bind_output, name, array)
 
     def run(self) -> None:
         self.session.run_with_iobinding(self.binding)
@@ -62,20 +82,24 @@ class Plan:
     """A step on certain rows of every attention group.
 
     ``given`` is filled in before ``run``; ``logits`` (of each group's first rank) are valid until the next step
-    runs. ``segments[i][rank]`` runs before ``collectives[i]``. ``values`` keeps alive what the bindings know by
-    address only."""
+    runs. ``segments[i][rank]`` runs before ``collectives[i]``; the ranks one after another, or as ``each``
+    runs one thing for every rank. ``values`` keeps alive what the bindings know by address only."""
 
     given: list[StepInputs]
+    each: Callable[[Sequence[Callable[[], None]]], object] | None = None
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     segments: list[list[BoundSegment]] = field(default_factory=list)
     collectives: list[list[Callable[[], None]]] = field(default_factory=list)
-    values: list[dict[str, Array]] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> None:
         """Run all ranks in lockstep, segment by segment."""
         for index, ranks in enumerate(self.segments):
-            for bound in ranks:
-                bound.run()
+            if self.each is None:
+                for bound in ranks:
+                    bound.run()
+            else:
+                self.each([bound.run for bound in ranks])
             if index < len(self.collectives):
                 for collective in self.collectives[index]:
                     collective()
@@ -91,7 +115,7 @@ class Planner:
         self,
         programs: Sequence[LoadedProgram],
         collectives: Sequence[Collective],
-        caches: Sequence[LinearCache],
+        caches: Sequence[Cache],
         *,
         tp: int,
         in_place: bool,
@@ -109,40 +133,64 @@ class Planner:
 
         The caller has checked the sizes.
         """
-        plan = Plan(given)
+        plan = Plan(given, self._together)
         tokens = max(inputs.tokens for inputs in given)
         symbols = []
         for rank, (program, cache) in enumerate(zip(self._programs, self._caches, strict=True)):
             inputs = given[rank // self._tp]
             batch, width = inputs.ids.shape
-            values: dict[str, Array] = {
+            values: dict[str, Any] = {
                 "input_ids": inputs.ids,
                 "past_len": inputs.past,
                 "new_len": inputs.new,
                 "step_tokens": np.array([tokens], np.int64),
             }
-            for name, block in cache.blocks.items():
+            for name, rows in cache.slices(inputs.first, batch).items():
                 side, layer = name.split(".")
-                values[name] = values[f"{side}_out.{layer}"] = block[inputs.first : inputs.first + batch]
+                values[name] = values[f"{side}_out.{layer}"] = rows
             plan.values.append(values)
             symbols.append(step_symbols(program, batch, width, cache.context, tokens))
-        self._arena.begin()
-        ends: dict[int, list[Array]] = {}  # what each segment is the last to need
+        self._begin()
+        ends: Ends = {}
         for index in range(len(self._programs[0].segments)):
-            plan.segments.append(
-                [
-                    self._bind_and_run(index, program, symbols[rank], plan, rank, ends)
-                    for rank, program in enumerate(self._programs)
-                ]
-            )
+            calls = [
+                partial(self._bind_and_run, index, program, symbols[rank], plan, rank, ends)
+                for rank, program in enumerate(self._programs)
+            ]
+            together = self._together
+            plan.segments.append([call() for call in calls] if together is None else together(calls))
             if index < len(self._collectives):
                 plan.collectives.append(self._join(index, plan.values, ends))
                 for collective in plan.collectives[index]:
                     collective()
-            for array in ends.pop(index, []):
-                self._arena.give(array)
-        plan.logits = [values["logits"] for values in plan.values[:: self._tp]]  # type: ignore[misc]
+            for arena, array in ends.pop(index, []):
+                arena.give(array)
+        plan.logits = [values["logits"] for values in plan.values[:: self._tp]]
         return plan
+
+    def _begin(self) -> None:
+        """Every step has all memory."""
+        self._arena.begin()
+
+    @property
+    def _together(self) -> Callable[[Sequence[Callable[[], Any]]], list[Any]] | None:
+        """Runs one thing for every rank; None where they take turns."""
+        return None
+
+    def _bound(self, rank: int, given: StepInputs, session: ort.InferenceSession) -> BoundSegment:
+        return BoundSegment(given, session, session.io_binding())
+
+    def _memory(self, rank: int, index: int, name: str) -> Arena:
+        """For what segment ``index`` of ``rank`` writes as ``name``."""
+        return self._arena
+
+    def _host(self, rank: int) -> Arena:
+        """For what only a run tells the size of."""
+        return self._arena
+
+    def _scratch(self, rank: int) -> Arena:
+        """For caches that are written as a whole, until their new positions are taken over."""
+        return self._arena
 
     def _bind_and_run(
         self,
@@ -151,41 +199,42 @@ class Planner:
         symbols: dict[str, int],
         plan: Plan,
         rank: int,
-        ends: dict[int, list[Array]],
+        ends: Ends,
     ) -> BoundSegment:
         segment, values = program.segments[index], plan.values[rank]
-        bound = BoundSegment(plan.given[rank // self._tp], segment.session, segment.session.io_binding())
+        bound = self._bound(rank, plan.given[rank // self._tp], segment.session)
+        scratch = self._scratch(rank)
         for name in segment.inputs:
-            _bind(bound.binding.bind_input, name, values[name])
+            bound.read(name, values[name])
         unknown = []
         for place, (name, kind) in enumerate(segment.outputs.items()):
             if name in values:  # a cache output: its rows are its memory
                 array = values[name]
                 if not self._in_place:
-                    array = self._arena.take(array.shape, array.dtype)
+                    array = scratch.take(array.shape, array.dtype)
                     bound.written.append((array, values[name]))
             elif (shape := kind.sizes(symbols)) is not None:
-                array = values[name] = self._take(shape, kind.dtype, program.end(name, index), ends)
+                arena, end = self._memory(rank, index, name), program.end(name, index)
+                array = values[name] = _take(arena, shape, kind.dtype, end, ends)
             else:
                 unknown.append((place, name))
                 bound.binding.bind_output(name)
                 continue
-            _bind(bound.binding.bind_output, name, array)
+            bound.write(name, array)
         bound.run()
         if unknown:
             outputs = bound.binding.get_outputs()
             for place, name in unknown:
                 found = outputs[place].numpy()
-                array = values[name] = self._take(found.shape, found.dtype, program.end(name, index), ends)
+                arena, end = self._host(rank), program.end(name, index)
+                array = values[name] = _take(arena, found.shape, found.dtype, end, ends)
                 np.copyto(array, found)
-                _bind(bound.binding.bind_output, name, array)
+                bound.write(name, array)
         for array, _ in bound.written:
-            self._arena.give(array)
+            scratch.give(array)
         return bound
 
-    def _join(
-        self, index: int, values: list[dict[str, Array]], ends: dict[int, list[Array]]
-    ) -> list[Callable[[], None]]:
+    def _join(self, index: int, values: list[dict[str, Any]], ends: Ends) -> list[Callable[[], None]]:
         """The collective of every rank group, whose ranks read one and the same result but for a reduce_scatter's."""
         collective = self._collectives[index]
         calls: list[Callable[[], None]] = []
@@ -198,7 +247,7 @@ class Planner:
             if collective.kind == "all_gather":
                 shape = gathered_shape(shape, collective.axis, len(group))
             end = max(self._programs[rank].end(collective.output, index) for rank in group)
-            out = self._take(shape, parts[0].dtype, end, ends)
+            out = _take(self._arena, shape, parts[0].dtype, end, ends)
             for rank in group:
                 values[rank][collective.output] = out
             if collective.kind == "all_gather":
@@ -208,7 +257,7 @@ class Planner:
         return calls
 
     def _scatter(
-        self, index: int, group: list[int], values: list[dict[str, Array]], ends: dict[int, list[Array]]
+        self, index: int, group: list[int], values: list[dict[str, Any]], ends: Ends
     ) -> Callable[[], None]:
         collective = self._collectives[index]
         parts = [values[rank][collective.input] for rank in group]
@@ -216,16 +265,15 @@ class Planner:
         outs = []
         for rank in group:
             end = self._programs[rank].end(collective.output, index)
-            outs.append(self._take(shape, parts[0].dtype, end, ends))
+            outs.append(_take(self._arena, shape, parts[0].dtype, end, ends))
             values[rank][collective.output] = outs[-1]
         return partial(reduce_scatter, parts, collective.axis, outs)
 
-    def _take(
-        self, shape: tuple[int, ...], dtype: np.dtype[np.generic], end: int, ends: dict[int, list[Array]]
-    ) -> Array:
-        array = self._arena.take(shape, dtype)
-        ends.setdefault(end, []).append(array)
-        return array
+
+def _take(arena: Arena, shape: tuple[int, ...], dtype: np.dtype[np.generic], end: int, ends: Ends) -> Any:
+    array = arena.take(shape, dtype)
+    ends.setdefault(end, []).append((arena, array))
+    return array
 
 
 def _bind(bind: Callable[..., None], name: str, array: Array) -> None:

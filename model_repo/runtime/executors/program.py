@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.provider import CPU
 from mm2c_runtime.executors.sessions import load_session
 from mm2c_runtime.executors.values import ValueType, value_type
 from mm2c_runtime.manifest import RankProgram
@@ -43,9 +45,10 @@ def load_program(
     *,
     alone: bool,
     tensors: Mapping[str, object] | None = None,
+    providers: Sequence[Any] = CPU,
 ) -> LoadedProgram:
     """Create the sessions of one rank; ``alone`` where they are one session and the only rank's. ``tensors``: by name,
-    where the bundle has no weights files.
+    where the bundle has no weights files. ``providers``: as ``load_session``'s.
 
     Raises BundleError where a file is missing or is not what the manifest says.
     """
@@ -59,7 +62,7 @@ def load_program(
     for segment in program.segments:
         path = bundle / segment.file
         own = {} if tensors is None else _named(segment.tensors, tensors, path)
-        session = load_session(path, threads, alone=alone, tensors=own)
+        session = load_session(path, threads, alone=alone, tensors=own, providers=providers)
         inputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_inputs()}
         outputs = {v.name: value_type(v.type, v.shape, where=str(path)) for v in session.get_outputs()}
         for kind, said, found in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,42 +59,72 @@ def value_type(kind: str, shape: Sequence[object] | None, *, where: str) -> Valu
     """From what ONNX Runtime reports of a session's input or output."""
     if kind not in _DTYPES:
         raise BundleError(
-            f"a program passes {kind} between segments, which the CPU executor cannot", where=where
+            f"a program passes {kind} between segments, which this executor cannot", where=where
         )
     # ONNX Runtime reports a shape of unknown rank as an empty one, like a scalar's.
     known = tuple(s if isinstance(s, int) else str(s) for s in shape) if shape else None
     return ValueType(np.dtype(_DTYPES[kind]), known)
 
 
+class Memory(Protocol):
+    """Where an arena has its blocks. A block is what ``block`` makes; its ``size`` is in bytes."""
+
+    def block(self, size: int) -> Any:
+        """At least ``size`` bytes."""
+
+    def array(self, block: Any, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Any:
+        """An array at the beginning of ``block``."""
+
+    def address(self, array: Any) -> int: ...
+
+
+class HostMemory:
+    """numpy arrays."""
+
+    def block(self, size: int) -> NDArray[np.uint8]:
+        return _aligned(size)
+
+    def array(self, block: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+        return block[: byte_size(shape, dtype)].view(dtype).reshape(shape)
+
+    def address(self, array: Array) -> int:
+        return array.ctypes.data
+
+
 class Arena:
     """Memory for the values of a step. A value's memory serves another one after its last use, and every step
     begins with all of it, so that what a long prefill needed does not grow with the number of segments."""
 
-    def __init__(self) -> None:
-        self._blocks: list[NDArray[np.uint8]] = []
-        self._free: list[NDArray[np.uint8]] = []
-        self._taken: dict[int, NDArray[np.uint8]] = {}  # by address
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory: Memory = memory or HostMemory()
+        self._blocks: list[Any] = []
+        self._free: list[Any] = []
+        self._taken: dict[int, Any] = {}  # by address
 
     def begin(self) -> None:
         """Take back everything that was handed out."""
         self._free, self._taken = list(self._blocks), {}
 
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Any:
         """An array that nothing else uses until it is given back; its content is whatever was there."""
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = byte_size(shape, dtype)
         fitting = [place for place, block in enumerate(self._free) if block.size >= size]
         if fitting:
             block = self._free.pop(min(fitting, key=lambda place: self._free[place].size))
         else:
-            block = _aligned(size)
+            block = self._memory.block(size)
             self._blocks.append(block)
-        array = block[:size].view(dtype).reshape(shape)
-        self._taken[block.ctypes.data] = block
+        array = self._memory.array(block, shape, dtype)
+        self._taken[self._memory.address(array)] = block
         return array
 
-    def give(self, array: Array) -> None:
+    def give(self, array: Any) -> None:
         """The value is not needed any more in this step."""
-        self._free.append(self._taken.pop(array.ctypes.data))
+        self._free.append(self._taken.pop(self._memory.address(array)))
+
+
+def byte_size(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

@@ -82,7 +82,7 @@ class Children:
 
     def _ended(self, child: Child) -> str:
         with suppress(subprocess.TimeoutExpired):
-            status = child.process.wait(1.0)
+            status = child.process.wait(END_SECONDS)
             return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
         return "closed its connection"
 

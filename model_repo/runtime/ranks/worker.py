@@ -11,14 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from mm2c_runtime.errors import BundleError, RequestError
-from mm2c_runtime.executors.base import Executor
-from mm2c_runtime.executors.batch import Together
+from mm2c_runtime.executors.base import RankExecutor
 from mm2c_runtime.ranks.messages import (
     Done,
     Failed,
@@ -31,20 +27,7 @@ from mm2c_runtime.ranks.messages import (
     receive,
 )
 from mm2c_runtime.server.process import die_with_parent
-from mm2c_runtime.step import StepBatch, StepResult
-
-
-class RankExecutor(Executor, Protocol):
-    """What a rank process runs. The results of ranks that do not answer for their group are not used; the joint steps
-    are those of several groups."""
-
-    rank: int
-    kv_tokens: int
-    forward_seconds: float
-
-    def joint_forward(self, batch: StepBatch | None, agreed: Together) -> NDArray[np.float32] | None: ...
-    def joint_step(self, batch: StepBatch | None, agreed: Together) -> StepResult | None: ...
-
+from mm2c_runtime.step import StepBatch
 
 log = logging.getLogger("mm2c.rank")
 
@@ -115,9 +98,8 @@ def _drain(mask: LateMask) -> None:
 
 def load(options: argparse.Namespace) -> RankExecutor:
     """Joins the process group, then loads the rank. Raises BundleError."""
-    from mm2c_runtime.executors.cuda import CudaExecutor
     from mm2c_runtime.executors.cuda.collectives import join_group
-    from mm2c_runtime.executors.load import named
+    from mm2c_runtime.executors.load import rank_executor
     from mm2c_runtime.manifest_file import read_manifest
 
     bundle = Path(options.bundle)
@@ -133,19 +115,19 @@ def load(options: argparse.Namespace) -> RankExecutor:
         ranks=options.ranks,
         device=options.device,
     )
-    return CudaExecutor(
+    return rank_executor(
         bundle,
         manifest,
+        ops=options.ops,
         rank=options.rank,
         collectives=collectives,
         device=options.device,
-        ops=named(options.ops),
         kv_tokens=options.kv_tokens,
     )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="mm2c-rank", description="One rank of a bundle's cuda engine.")
+    parser = argparse.ArgumentParser(prog="mm2c-rank", description="One rank of a bundle's engine on GPUs.")
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True)

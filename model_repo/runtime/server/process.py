@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from mm2c_runtime.engine import Engine
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.provider import PROVIDERS
 from mm2c_runtime.server.listener import Listener
 from mm2c_runtime.server.protocol import Message
 
@@ -77,7 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mm2c-engine", description="Serve a bundle over a Unix socket.")
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--socket", type=Path, required=True)
-    parser.add_argument("--lowering", default="fast", choices=["fast", "portable"])
+    parser.add_argument(
+        "--provider",
+        default=None,
+        choices=PROVIDERS,
+        help="what ONNX Runtime runs on: cpu, or cuda for a GPU for each rank (default $MM2C_PROVIDER, else cpu)",
+    )
+    parser.add_argument(
+        "--lowering", default=None, choices=["fast", "portable"], help="default: fast, on cuda portable"
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of the model")
     parser.add_argument(
         "--kv-tokens",
@@ -116,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
             verify_checksums=options.checksums,
             ops=options.ops,
             self_check=options.self_check,
+            provider=options.provider,
         )
         serve(bundle.engine, options.socket, bundle.describe())
     except BundleError as error:

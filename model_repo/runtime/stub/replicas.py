@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.provider import VARIABLE as PROVIDER_VARIABLE
 
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -36,7 +37,7 @@ def replicas_of(bundle: Path, socket: Path, environment: Mapping[str, str] = os.
     count, ranks = mapping["dp"] // groups, mapping["tp"] * groups
     if count <= 1:
         return [Replica(0, socket)]
-    if engine == "onnxruntime":
+    if engine == "onnxruntime" and environment.get(PROVIDER_VARIABLE) != "cuda":
         threads = max(1, len(os.sched_getaffinity(0)) // count)
         return [Replica(n, replica_socket(socket, n), threads) for n in range(count)]
     visible = environment.get(DEVICES_VARIABLE)

@@ -96,7 +96,7 @@ def test_decode_steps_are_captured_on_inputs_that_can_be_run(
         assert ops.widths == [(1, CHUNK), (12, 1)]
         stepper.capture()
     assert [rows for rows, _ in ops.widths[2:]] == [1, 2, 3, 4, 5, 6, 7, 8, 12]
-    assert not any(bool(cache.any()) for cache in stepper.caches)
+    assert not any(bool(cache.any()) for cache in stepper.places.caches)
     for row in range(9):
         executor.step(prefill(row, [row], [row]))
     logits = executor.forward(decode([2] * 9, [1] * 9))
@@ -159,7 +159,7 @@ def test_ranks_other_than_a_groups_first_do_not_sample(tmp_path: Path) -> None:
     executor = CudaExecutor(tmp_path, write_bundle(tmp_path), device="cpu", ops=ToyOps())
     executor._samples = False
     assert executor.step(prefill(0, [NAN_TOKEN], [3])).rows == []
-    assert not any(bool(cache.isnan().any()) for cache in executor._stepper.caches)
+    assert not any(bool(cache.isnan().any()) for cache in executor._stepper.places.caches)
     assert executor.forward_seconds > 0
 
 

@@ -157,11 +157,11 @@ def best(tokens: list[int]) -> int:
 def test_an_idle_group_writes_nothing_that_is_held(executor: CudaExecutor) -> None:
     for row in range(3):
         run(executor, prefill(row, [row + 1] * 4, [row]), None)
-    held = [cache[: executor.kv.pages].clone() for cache in executor._stepper.caches]
-    assert len(executor._stepper.caches[0]) == executor.kv.pages + 1
+    held = [cache[: executor.kv.pages].clone() for cache in executor._stepper.places.caches]
+    assert len(executor._stepper.places.caches[0]) == executor.kv.pages + 1
     for other in (prefill(0, [1] * 6, [0]), decode([1] * 4, [2] * 4)):
         assert run(executor, None, other) is None
-    for cache, before in zip(executor._stepper.caches, held, strict=True):
+    for cache, before in zip(executor._stepper.places.caches, held, strict=True):
         assert torch.equal(cache[: executor.kv.pages], before)
     assert executor.forward_seconds > 0
 

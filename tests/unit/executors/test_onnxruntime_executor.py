@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from host_device import HostDevice
 from toy_bundle import CONTEXT, NAN_TOKEN, ROWS, VOCAB, WIDTH, expected, write_toy_bundle
 
 from mm2c_runtime.errors import BundleError, RequestError
@@ -30,10 +31,16 @@ def decode(tokens: list[int], pasts: list[int], **more: object) -> StepBatch:
 
 
 @pytest.fixture(params=[True, False], ids=["in_place", "written_back"])
-def executor(request: pytest.FixtureRequest, tmp_path: Path):
-    made: Executor = OnnxRuntimeExecutor(
-        tmp_path, write_toy_bundle(tmp_path, in_place=request.param), threads=1
-    )
+def in_place(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["host", "devices"])
+def executor(request: pytest.FixtureRequest, tmp_path: Path, in_place: bool):
+    """On the CPU, and through what GPUs are served with, on devices that are this machine's memory."""
+    manifest = write_toy_bundle(tmp_path, in_place=in_place)
+    devices = [HostDevice(), HostDevice()] if request.param else None
+    made: Executor = OnnxRuntimeExecutor(tmp_path, manifest, threads=1, devices=devices)
     yield made
     made.close()
     made.close()

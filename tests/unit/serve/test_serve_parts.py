@@ -156,11 +156,13 @@ def test_command_and_environment(run: RunDirectory, tmp_path: Path, monkeypatch:
     assert environment["PATH"].startswith(str(Path(sys.prefix) / "bin"))
     assert environment["LD_LIBRARY_PATH"].split(":")[0] == "/libs"
     assert environment["MM2C_ENGINE_SOCKET"] == str(run.socket)
-    assert not {"MM2C_SELF_CHECK", "MM2C_KV_TOKENS", "MM2C_CHECKPOINT_FOLDER"} & environment.keys()
-    asked = replace(settings, self_check="always", kv_tokens=64, checkpoint=tmp_path)
+    unset = {"MM2C_SELF_CHECK", "MM2C_KV_TOKENS", "MM2C_CHECKPOINT_FOLDER", "MM2C_PROVIDER"}
+    assert not unset & environment.keys()
+    asked = replace(settings, self_check="always", kv_tokens=64, checkpoint=tmp_path, provider="cuda")
     environment = Server(found, run, asked).environment()
     assert environment["MM2C_SELF_CHECK"] == "always"
     assert environment["MM2C_KV_TOKENS"] == "64"
+    assert environment["MM2C_PROVIDER"] == "cuda"
     assert environment["MM2C_CHECKPOINT_FOLDER"] == str(tmp_path)
 
 

@@ -301,9 +301,11 @@ def test_replicas_share_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_every_replica_sees_its_own_gpus(tmp_path: Path, visible: str | None, shares: list[str]) -> None:
     given = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    made = replicas_of(write_manifest(tmp_path, "cuda", tp=2, ep=1, dp=2), tmp_path / "s", given)
-    assert [own.environment["CUDA_VISIBLE_DEVICES"] for own in made] == shares
-    assert [own.threads for own in made] == [None, None]
+    for engine, more in (("cuda", {}), ("onnxruntime", {"MM2C_PROVIDER": "cuda"})):
+        bundle = write_manifest(tmp_path, engine, tp=2, ep=1, dp=2)
+        made = replicas_of(bundle, tmp_path / "s", {**given, **more})
+        assert [own.environment["CUDA_VISIBLE_DEVICES"] for own in made] == shares
+        assert [own.threads for own in made] == [None, None]
 
 
 @pytest.mark.parametrize("visible", ["", "0,1,2"])

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+MOST_EXACT = 16  # rows up to which a step is so short that its launches matter
+
+
+def bucket_sizes(most: int, *, padded: bool) -> list[int]:
+    """Ascending. ``padded``: a row that pads a step repeats another one. Where rows are linear that row would be
+    whichever lies next, in which nothing may be written: such steps have as many rows as there are."""
+    return buckets(most) if padded else list(range(1, min(most, MOST_EXACT) + 1))
+
 
 def buckets(most: int) -> list[int]:
     """1 to 8, then steps of about a third to a half: 12, 16, 24, 32, 48, … up to ``most``, which is the last."""

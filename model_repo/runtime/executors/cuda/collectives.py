@@ -37,6 +37,9 @@ class Collectives(Protocol):
     def least(self, value: int) -> int:
         """The smallest of all ranks' values; they wait for each other."""
 
+    def first_bytes(self, own: bytes) -> bytes:
+        """What the first rank gave, on every rank; all give as many bytes."""
+
     def close(self) -> None: ...
 
 
@@ -60,6 +63,9 @@ class SingleRank:
 
     def least(self, value: int) -> int:
         return value
+
+    def first_bytes(self, own: bytes) -> bytes:
+        return own
 
     def close(self) -> None:
         pass
@@ -121,6 +127,13 @@ class TorchCollectives:
         found = torch.tensor([value], dtype=torch.int64, device=self._device)
         dist.all_reduce(found, op=dist.ReduceOp.MIN)
         return int(found.item())
+
+    def first_bytes(self, own: bytes) -> bytes:
+        import torch.distributed as dist
+
+        found = torch.frombuffer(bytearray(own), dtype=torch.uint8).to(self._device)
+        dist.broadcast(found, src=0)
+        return bytes(found.cpu().numpy())
 
     def close(self) -> None:
         import torch.distributed as dist

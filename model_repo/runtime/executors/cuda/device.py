@@ -11,9 +11,9 @@ SUPPORTED = ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (12, 0))
 DRIVER = 13000  # CUDA 13.0, as the driver counts
 
 
-def open_device(name: str) -> torch.device:
-    """The device ``cuda:N`` (or ``cpu``), made this thread's current one. Raises BundleError, with what to do about
-    it, where it cannot run the bundle."""
+def open_device(name: str, *, kernels: bool = True) -> torch.device:
+    """The device ``cuda:N`` (or ``cpu``), made this thread's current one. ``kernels``: whether our own will run. Raises
+    BundleError, with what to do about it, where it cannot run the bundle."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -42,7 +42,7 @@ def open_device(name: str) -> torch.device:
             remedy="make more GPUs visible, or build for fewer ranks (--tp)",
         )
     capability = torch.cuda.get_device_capability(index)
-    if capability not in SUPPORTED:
+    if kernels and capability not in SUPPORTED:
         known = ", ".join(f"{major}.{minor}" for major, minor in SUPPORTED)
         raise BundleError(
             f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}; "
@@ -53,7 +53,7 @@ def open_device(name: str) -> torch.device:
     driver = torch._C._cuda_getDriverVersion()
     if driver < DRIVER:
         raise BundleError(
-            f"the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, the kernels need 13.0",
+            f"the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, 13.0 is needed",
             where=name,
             remedy="install NVIDIA's driver of release 580 or newer",
         )

@@ -16,6 +16,7 @@ TORCH: dict[str, torch.dtype] = {
 }
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH.items()}
 ITEMSIZE: dict[str, int] = {name: dtype.itemsize for name, dtype in TORCH.items()}
+KV: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}  # of caches
 SAFETENSORS: dict[str, str] = {
     "F32": "f32",
     "BF16": "bf16",

@@ -1,4 +1,4 @@
-"""The executor of one rank on an NVIDIA GPU."""
+"""The executor of one rank on an NVIDIA GPU: the step protocol, sampling, and what failures of the device mean."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from mm2c_runtime.executors.cuda.device import is_lost, open_device
 from mm2c_runtime.executors.cuda.loading import load_rank
 from mm2c_runtime.executors.cuda.memory import make_stepper
 from mm2c_runtime.executors.cuda.ops import Ops
-from mm2c_runtime.executors.cuda.pages import clear_pages
+from mm2c_runtime.executors.cuda.places import unit
+from mm2c_runtime.executors.cuda.rank_model import LoadedRank
 from mm2c_runtime.executors.cuda.sampling import DeviceSampler
 from mm2c_runtime.executors.cuda.timing import Stopwatch
 from mm2c_runtime.sampling.sampler import NON_FINITE, Sampler
@@ -31,13 +32,13 @@ if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
     from mm2c_runtime.manifest import Limits, Manifest
 
 
-class CudaExecutor:
-    """Executor of one rank of a bundle for the cuda engine; ``collectives`` join it to the others.
+class DeviceExecutor:
+    """Executor of one rank whose model runs on a GPU, whatever computes it; ``collectives`` join it to the others.
 
-    ``ops`` replace the plugin library, and then ``device`` may be "cpu": the control path is the same but for the
-    CUDA graphs. ``kv_tokens``: tokens of KV cache; without it, all that is left of the GPU's memory, at most every
-    row full. The attribute of that name says what it came to. ``forward_seconds`` is how long the last model run
-    took, sampling left out. Only the first rank of an attention group samples: the results of others are empty.
+    ``loaded``: the rank's model, on the device. ``kv_tokens``: tokens of KV cache; without it, all that is left of the
+    GPU's memory, at most every row full. The attribute of that name says what it came to. ``forward_seconds`` is how
+    long the last model run took, sampling left out. Only the first rank of an attention group samples: the results
+    of others are empty.
 
     Of several attention groups this one runs the batches of its own, ``group``: each of its steps is a joint one, which
     all ranks run, with what they agreed on. A batch that is refused fails after a dummy row was run in its place, so
@@ -51,26 +52,24 @@ class CudaExecutor:
 
     def __init__(
         self,
-        bundle: Path | str,
         manifest: Manifest,
+        collectives: Collectives,
+        device: torch.device,
+        loaded: LoadedRank,
         *,
-        rank: int = 0,
-        collectives: Collectives | None = None,
-        device: str = "cuda:0",
-        ops: Ops | None = None,
-        kv_tokens: int | None = None,
+        kv_tokens: int | None,
+        where: str,
     ) -> None:
-        self.rank = rank
-        self._collectives = collectives or SingleRank()
-        if self._collectives.rank != rank:
-            raise ValueError(f"rank {rank} was given the collectives of rank {self._collectives.rank}")
-        self._device = open_device(device)
-        loaded = load_rank(Path(bundle), manifest, self._collectives, self._device, ops)
-        self._program = loaded.program
-        self.group, place = divmod(rank, manifest.mapping.tp)
+        self.rank = collectives.rank
+        self._collectives, self._device = collectives, device
+        self._program, self._model = loaded.program, loaded.model
+        self.group, place = divmod(self.rank, manifest.mapping.tp)
         self._groups, self._samples = manifest.mapping.attention_dp, place == 0
+        self._stepper = make_stepper(loaded, collectives, device, kv_tokens, where=where)
+        self._model.started()
         self._limits = manifest.limits
-        self._stepper = make_stepper(loaded, self._collectives, self._device, kv_tokens, where=str(bundle))
+        if self._stepper.rows < self._limits.max_rows:  # linear rows, of which no more fit
+            self._limits = self._limits.model_copy(update={"max_rows": self._stepper.rows})
         self._sampler = Sampler(self._program.vocab)
         rows = self._limits.max_rows + 1
         self._draw = DeviceSampler(self._sampler, loaded.ops, rows, self._device)
@@ -79,7 +78,7 @@ class CudaExecutor:
         if self._program.head is not None:
             groups = manifest.mapping.tp_groups
             self._head = CutHead(self._program.head, self._program.vocab, self._collectives, groups)
-        self.kv_tokens = self._stepper.tables.pages * self._program.kv.page
+        self.kv_tokens = self._stepper.units * unit(self._program)
         self.forward_seconds = 0.0
 
     @property
@@ -89,9 +88,10 @@ class CudaExecutor:
     @property
     def kv(self) -> KvFacts:
         """Of this rank; every rank has the same pages."""
-        tables, kv = self._stepper.tables, self._program.kv
+        kv = self._program.kv
         rows, context = self._limits.max_rows + 1, self._limits.context
-        return KvFacts(rows, context, kv.bytes_per_token, kv.page, tables.pages, self._groups)
+        pages = self._stepper.units if kv.page else 0
+        return KvFacts(rows, context, kv.bytes_per_token, kv.page, pages, self._groups)
 
     def forward(self, batch: StepBatch) -> NDArray[np.float32]:
         """As ``Executor.forward``. A prefill may have several rows, neighbours in order, padded to the longest."""
@@ -151,7 +151,7 @@ class CudaExecutor:
             self.forward_seconds = self._watch.seconds()
             for step, result in zip(batch.rows, results, strict=True):
                 if result.error == NON_FINITE:
-                    clear_pages(self._stepper.caches, self._stepper.tables.of(step.row))
+                    self._stepper.places.clear(step)
         return StepResult(batch.step_id, results if self._samples else [])
 
     def _sampled(self, logits: Tensor, rows: Sequence[RowStep]) -> list[RowResult]:
@@ -168,6 +168,7 @@ class CudaExecutor:
 
     def close(self) -> None:
         self._stepper.close()
+        self._model.close()
         self._collectives.close()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -209,15 +210,15 @@ class CudaExecutor:
         return self._stepper.prefill(rows), None
 
     def _given(self, batch: StepBatch) -> list[RowStep]:
-        """The rows of a batch, which was checked; the tables know of it."""
-        tables = self._stepper.tables
+        """The rows of a batch, which was checked; their places know of it."""
+        places = self._stepper.places
         for released in batch.released:
-            tables.release(released)
+            places.release(released)
         for copy in batch.copies:
-            tables.move(copy)
+            places.move(copy)
         self._check(batch)
         for row in batch.rows:
-            tables.give(row)
+            places.give(row)
         return batch.rows
 
     def _alone(self, batch: StepBatch) -> list[StepBatch | None]:
@@ -241,8 +242,34 @@ class CudaExecutor:
         most = self._stepper.most_tokens
         if width > most:
             raise ValueError(f"{width} tokens of a row: a step takes at most {most}")
+        if not self._model.most_rows(width):
+            chunk = self._limits.prefill_chunk
+            raise ValueError(f"{width} tokens of a row: a prefill step takes at most {chunk}")
         if self._groups > 1 and width * len(batch.rows) > most:  # of one run of the model
             raise ValueError(f"{len(batch.rows)} rows of {width} tokens: a joint step takes at most {most}")
+
+
+class CudaExecutor(DeviceExecutor):
+    """Of the cuda engine. ``ops`` replace the plugin library, and then ``device`` may be "cpu": the control path is the
+    same but for the CUDA graphs."""
+
+    def __init__(
+        self,
+        bundle: Path | str,
+        manifest: Manifest,
+        *,
+        rank: int = 0,
+        collectives: Collectives | None = None,
+        device: str = "cuda:0",
+        ops: Ops | None = None,
+        kv_tokens: int | None = None,
+    ) -> None:
+        found = collectives or SingleRank()
+        if found.rank != rank:
+            raise ValueError(f"rank {rank} was given the collectives of rank {found.rank}")
+        place = open_device(device)
+        loaded = load_rank(Path(bundle), manifest, found, place, ops)
+        super().__init__(manifest, found, place, loaded, kv_tokens=kv_tokens, where=str(bundle))
 
 
 def _finite(logits: Tensor, rows: Sequence[RowStep]) -> list[RowResult]:

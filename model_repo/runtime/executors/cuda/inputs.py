@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mm2c_runtime.executors.cuda.aligned import ALIGNMENT, aligned_bytes
 from mm2c_runtime.step import RowStep
 
 _ID, _LENGTH = 8, 4  # bytes of an id, and of a row's past_len, new_len and row number
@@ -30,9 +31,10 @@ class InputBuffer:
     """
 
     def __init__(self, ids: int, rows: int, device: torch.device) -> None:
-        self.ids, self.rows = ids + ids % 2, rows + -rows % 4  # so that every part begins at 16 bytes
+        self.ids = ids + -ids % (ALIGNMENT // _ID)  # so that every part begins at a multiple of ALIGNMENT
+        self.rows = rows + -rows % (ALIGNMENT // _LENGTH)
         size = _ID * self.ids + 3 * _LENGTH * self.rows
-        self._device = torch.zeros(size, dtype=torch.uint8, device=device)
+        self._device = aligned_bytes(size, device).zero_()
         self._pinned = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._ids, self._past, self._new, self._row = (part.numpy() for part in self._parts(self._pinned))
 

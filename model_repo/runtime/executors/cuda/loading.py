@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,24 +17,15 @@ from mm2c_runtime.executors.cuda.dtypes import ITEMSIZE
 from mm2c_runtime.executors.cuda.model import RankModel
 from mm2c_runtime.executors.cuda.ops import Ops
 from mm2c_runtime.executors.cuda.plugin_ops import PluginOps, open_library
-from mm2c_runtime.executors.cuda.program import Head, Program, read_program
-from mm2c_runtime.executors.cuda.weights import load_weights, open_weights
+from mm2c_runtime.executors.cuda.program import Head, Program, TensorType, read_program
+from mm2c_runtime.executors.cuda.rank_model import LoadedRank
+from mm2c_runtime.executors.cuda.weights import ALIGNMENT, load_weights, open_weights
 
 if TYPE_CHECKING:  # not at run time: the GPU's checks run where pydantic is not
     from mm2c_runtime.manifest import CudaRank, Manifest
 
 _REBUILD = "build the bundle again with `mm2c build … --force`"
 log = logging.getLogger("mm2c.cuda")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedRank:
-    """``weights``: bytes of the tensors on the device."""
-
-    program: Program
-    model: RankModel
-    ops: Ops
-    weights: int
 
 
 def load_rank(
@@ -51,36 +42,49 @@ def load_rank(
     assert manifest.cuda is not None
     if ops is None:
         ops = PluginOps(open_library(bundle, manifest.cuda.library, manifest.cuda.version), device)
+    size, weights = rank_weights(bundle / spec.weights, manifest, program.weights, device)
+    return LoadedRank(program, RankModel(program, weights, ops, collectives, device), ops, size)
+
+
+def rank_weights(
+    path: Path,
+    manifest: Manifest,
+    expected: Mapping[str, TensorType],
+    device: torch.device,
+    alignment: int = ALIGNMENT,
+) -> tuple[int, dict[str, torch.Tensor]]:
+    """The rank's tensors on the device, and their bytes. ``alignment``: of each tensor, in bytes. Raises BundleError
+    where there is not enough memory, or what is there is not what is ``expected``."""
     began = time.monotonic()
     try:
-        size, weights = _weights(bundle / spec.weights, manifest, program, device)
+        size, weights = _weights(path, manifest, expected, device, alignment)
     except torch.OutOfMemoryError:
         free, total = torch.cuda.mem_get_info(device)
-        size = sum(ITEMSIZE[kind.dtype] * math.prod(kind.shape) for kind in program.weights.values())
+        size = sum(ITEMSIZE[kind.dtype] * math.prod(kind.shape) for kind in expected.values())
         raise BundleError(
             f"the weights take {size / 2**30:.2f} GiB, {free / 2**30:.2f} of the GPU's {total / 2**30:.2f} GiB "
             "are free",
-            where=str(bundle / spec.weights),
+            where=str(path),
             remedy="end other programs on this GPU, build for more ranks (--tp), or serve on a GPU with more memory",
         ) from None
     seconds = time.monotonic() - began
     log.info("weights: %.2f GiB in %.1f s", size / 2**30, seconds)
-    return LoadedRank(program, RankModel(program, weights, ops, collectives, device), ops, size)
+    return size, weights
 
 
 def _weights(
-    path: Path, manifest: Manifest, program: Program, device: torch.device
+    path: Path, manifest: Manifest, expected: Mapping[str, TensorType], device: torch.device, alignment: int
 ) -> tuple[int, dict[str, torch.Tensor]]:
-    """The rank's tensors on the device, and their bytes: from the bundle's file, or from the checkpoint."""
+    """From the bundle's file, or from the checkpoint."""
     if manifest.weights == "copy":
-        file = open_weights(path, program.weights)
-        return file.size, load_weights(file, device)
+        file = open_weights(path, expected)
+        return file.size, load_weights(file, device, alignment)
     from mm2c_runtime.executors.cuda.recipe_weights import load_from_checkpoint, open_recipes
     from mm2c_runtime.weights.checkpoint import StoredCheckpoint, checkpoint_folder
 
     assert manifest.checkpoint is not None  # or nothing can be served, and that was asked before
     with StoredCheckpoint.open(checkpoint_folder(manifest.checkpoint), manifest.checkpoint) as checkpoint:
-        recipes = open_recipes(path, program.weights, checkpoint)
+        recipes = open_recipes(path, expected, checkpoint, alignment)
         return recipes.size, load_from_checkpoint(recipes, checkpoint, device)
 
 

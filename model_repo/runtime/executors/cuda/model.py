@@ -102,6 +102,21 @@ class RankModel:
             (place[name], place[name.replace("_cache.", "_cache_out.")]) for name in program.caches
         ]
 
+    @property
+    def capturable(self) -> bool:
+        return True
+
+    def most_rows(self, width: int) -> int:
+        """As many as there are tokens of the largest step."""
+        program = self._program
+        return max(program.prefill_chunk, program.max_rows) // width
+
+    def started(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._slots.clear()
+
     def run(
         self,
         input_ids: Tensor,

@@ -8,20 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm2c_runtime.executors.cuda.aligned import ALIGNMENT, aligned_bytes
+from mm2c_runtime.executors.cuda.dtypes import KV
+from mm2c_runtime.executors.cuda.inputs import StepInputs
 from mm2c_runtime.executors.cuda.program import Kv
 from mm2c_runtime.step import RowCopy, RowStep
-
-_ALIGNMENT = 256  # bytes between the beginnings of two caches
-_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 def make_caches(kv: Kv, pages: int, device: torch.device) -> list[Tensor]:
     """k and v of each layer in turn, [pages, page, kv_heads, head_dim], all zero, in one block of memory."""
     shape = (pages, kv.page, kv.kv_heads, kv.head_dim)
-    dtype = _DTYPES[kv.dtype]
+    dtype = KV[kv.dtype]
     size = pages * kv.page * kv.kv_heads * kv.head_dim * dtype.itemsize
-    apart = size + -size % _ALIGNMENT
-    block = torch.zeros(2 * kv.layers * apart, dtype=torch.uint8, device=device)
+    apart = size + -size % ALIGNMENT
+    block = aligned_bytes(2 * kv.layers * apart, device).zero_()
     return [block[n * apart : n * apart + size].view(dtype).view(shape) for n in range(2 * kv.layers)]
 
 
@@ -100,3 +100,37 @@ class BlockTables:
     def _check(self, row: int) -> None:
         if not 0 <= row < self.rows:
             raise ValueError(f"row {row} of {self.rows}")
+
+
+class PagedRows:
+    """The caches, and the pages that each row has of them."""
+
+    def __init__(self, kv: Kv, pages: int, tables: BlockTables, device: torch.device) -> None:
+        self.caches, self.tables = make_caches(kv, pages, device), tables
+
+    def release(self, row: int) -> None:
+        self.tables.release(row)
+
+    def move(self, copy: RowCopy) -> None:
+        self.tables.move(copy)
+
+    def give(self, step: RowStep) -> None:
+        self.tables.give(step)
+
+    def clear(self, step: RowStep) -> None:
+        """Zero what the row holds."""
+        clear_pages(self.caches, self.tables.of(step.row))
+
+    def clear_first(self, rows: int) -> None:
+        """Zero the page that rows without any name."""
+        clear_pages(self.caches, [0])
+
+    def upload(self) -> None:
+        self.tables.upload()
+
+    def bound(self, first: int, given: StepInputs) -> tuple[Tensor, Sequence[Tensor]]:
+        """The step's rows of the block table, and all caches."""
+        return self.tables.device.index_select(0, given.table_row), self.caches
+
+    def close(self) -> None:
+        self.caches.clear()

@@ -105,6 +105,11 @@ class Program:
         return _TOGETHER in self.inputs
 
     @property
+    def most_pages(self) -> int | None:
+        """Kernels address any number."""
+        return None
+
+    @property
     def caches(self) -> tuple[str, ...]:
         """The inputs that are caches, which come last."""
         return self.inputs[len(_STEP_INPUTS) + self.together :]

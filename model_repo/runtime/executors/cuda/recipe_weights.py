@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.cuda.aligned import aligned_bytes
 from mm2c_runtime.executors.cuda.dtypes import ITEMSIZE
 from mm2c_runtime.executors.cuda.program import TensorType
 from mm2c_runtime.executors.cuda.weights import ALIGNMENT, Place, text_of, view_of
@@ -28,7 +29,7 @@ CHUNK = 16 << 20  # bytes of one copy to the device; as many are under way as th
 
 @dataclass(frozen=True, slots=True)
 class RecipeWeights:
-    """``size``: bytes of all tensors, each on a multiple of ``ALIGNMENT``."""
+    """``size``: bytes of all tensors, each aligned."""
 
     recipes: dict[str, Recipe]
     places: dict[str, Place]
@@ -46,10 +47,13 @@ class _Piece:
 
 
 def open_recipes(
-    path: Path, expected: Mapping[str, TensorType], checkpoint: StoredCheckpoint
+    path: Path,
+    expected: Mapping[str, TensorType],
+    checkpoint: StoredCheckpoint,
+    alignment: int = ALIGNMENT,
 ) -> RecipeWeights:
-    """Reads the recipes beside ``path``. Raises BundleError where a tensor has none, or is of another type than the
-    program reads, or than the checkpoint has."""
+    """Reads the recipes beside ``path``. ``alignment``: of each tensor, in bytes. Raises BundleError where a tensor has
+    none, or is of another type than the program reads, or than the checkpoint has."""
     recipes = load_recipes(path)
     wanted, places, end = {}, {}, 0
     for name, kind in expected.items():
@@ -62,7 +66,7 @@ def open_recipes(
                 where=str(path.parent),
                 remedy="build the bundle again with `mm2c build … --force`",
             )
-        begin = -(-end // ALIGNMENT) * ALIGNMENT
+        begin = -(-end // alignment) * alignment
         end = begin + nbytes(recipe)
         wanted[name], places[name] = recipe, Place(kind, begin, end)
     checkpoint.check_sources(wanted.values())
@@ -74,7 +78,7 @@ def load_from_checkpoint(
 ) -> dict[str, Tensor]:
     """All tensors, contiguous and aligned. Raises BundleError where the checkpoint cannot be read, or changed
     meanwhile."""
-    block = torch.empty(max(weights.size, 1), dtype=torch.uint8, device=device)
+    block = aligned_bytes(weights.size, device)
     threads = default_threads()
     meter = Meter(sum(map(nbytes, weights.recipes.values())))
     if device.type == "cuda":

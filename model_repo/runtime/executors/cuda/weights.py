@@ -6,7 +6,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor
 
 from mm2c_runtime.errors import BundleError
+from mm2c_runtime.executors.cuda.aligned import aligned_bytes
 from mm2c_runtime.executors.cuda.dtypes import ITEMSIZE, SAFETENSORS, TORCH
 from mm2c_runtime.executors.cuda.program import TensorType
 
 CHUNK = 64 << 20  # bytes of one copy; two are under way at a time
-ALIGNMENT = 16  # bytes, of every tensor: what the kernels need
+ALIGNMENT = 16  # bytes, of every tensor: what our kernels need
 LOG_SECONDS = 5.0
 _REBUILD = "build the bundle again with `mm2c build … --force`"
 log = logging.getLogger("mm2c.cuda")
@@ -77,24 +79,59 @@ def open_weights(path: Path, expected: Mapping[str, TensorType]) -> WeightsFile:
     return WeightsFile(path, 8 + length, size, {name: places[name] for name in expected})
 
 
-def load_weights(weights: WeightsFile, device: torch.device) -> dict[str, Tensor]:
-    """All tensors, contiguous and aligned. Raises BundleError where the file cannot be read to its end."""
-    block = torch.empty(max(weights.size, 1), dtype=torch.uint8, device=device)
+def load_weights(weights: WeightsFile, device: torch.device, alignment: int = ALIGNMENT) -> dict[str, Tensor]:
+    """All tensors, contiguous, and on multiples of ``alignment`` bytes. Raises BundleError where the file cannot be
+    read to its end."""
+    places, moves = laid_out(weights.places, weights.size, alignment)
+    block = aligned_bytes(moves[-1].target + moves[-1].size if moves else 0, device)
     try:
         with weights.path.open("rb", buffering=0) as file:
             file.seek(weights.data)
             if device.type == "cuda":
-                _read_overlapped(file, block, weights.size)
+                _read_overlapped(file, block, moves, weights.size)
             else:
-                _read(file, block[: weights.size])
+                _read_each(file, block, moves, weights.data)
     except (OSError, EOFError) as error:
         raise BundleError(
             f"the weights cannot be read to their end: {error}", where=str(weights.path), remedy=_REBUILD
         ) from None
-    return {name: view_of(block, place) for name, place in weights.places.items()}
+    return {name: view_of(block, place) for name, place in places.items()}
 
 
-def _read_overlapped(file: io.RawIOBase, target: Tensor, size: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Move:
+    """``size`` bytes from ``source`` of the file's tensors on become those of the block from ``target`` on."""
+
+    source: int
+    target: int
+    size: int
+
+
+def laid_out(places: Mapping[str, Place], size: int, alignment: int) -> tuple[dict[str, Place], list[Move]]:
+    """The tensors in the file's order, each on the next multiple of ``alignment``; and the stretches that are copied as
+    they are, in order."""
+    found: dict[str, Place] = {}
+    moves: list[Move] = []
+    end = 0
+    for name, place in sorted(places.items(), key=lambda item: item[1].begin):
+        begin = -(-end // alignment) * alignment
+        end = begin + place.end - place.begin
+        found[name] = Place(place.type, begin, end)
+        last = moves[-1] if moves else None
+        if last is not None and place.begin - last.source == begin - last.target:
+            moves[-1] = Move(last.source, last.target, end - last.target)
+        else:
+            moves.append(Move(place.begin, begin, end - begin))
+    return {name: found[name] for name in places}, moves
+
+
+def _read_each(file: io.RawIOBase, block: Tensor, moves: Sequence[Move], data: int) -> None:
+    for move in moves:
+        file.seek(data + move.source)
+        _read(file, block[move.target : move.target + move.size])
+
+
+def _read_overlapped(file: io.RawIOBase, target: Tensor, moves: Sequence[Move], size: int) -> None:
     """Chunk after chunk through two pinned buffers: while one is copied to the device, the file is read into the
     other. All is there on return."""
     stream = torch.cuda.Stream(target.device)
@@ -109,10 +146,25 @@ def _read_overlapped(file: io.RawIOBase, target: Tensor, size: int) -> None:
             event.synchronize()  # one that was never recorded is complete
             _read(file, buffer)
             with torch.cuda.stream(stream):
-                target[begin:end].copy_(buffer, non_blocking=True)
+                for first, last, place in within(moves, begin, end):
+                    target[place : place + last - first].copy_(
+                        buffer[first - begin : last - begin], non_blocking=True
+                    )
                 event.record(stream)
     finally:
         stream.synchronize()  # before the buffers go
+
+
+def within(moves: Sequence[Move], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Of the file's bytes from ``begin`` to ``end``: (first, last, where the first goes) of every stretch. ``moves``
+    are in the file's order."""
+    place = max(0, bisect_right(moves, begin, key=lambda move: move.source) - 1)
+    for move in moves[place:]:
+        if move.source >= end:
+            return
+        first, last = max(begin, move.source), min(end, move.source + move.size)
+        if first < last:
+            yield first, last, move.target + first - move.source
 
 
 def _read(file: io.RawIOBase, target: Tensor) -> None:
@@ -139,8 +191,6 @@ def _chunks(size: int) -> Iterator[tuple[int, int]]:
 
 def view_of(block: Tensor, place: Place) -> Tensor:
     raw = block[place.begin : place.end]
-    if (block.data_ptr() + place.begin) % ALIGNMENT:
-        raw = raw.clone()  # a tensor behind one of an odd size: memory of its own is aligned
     return raw.view(TORCH[place.type.dtype]).view(place.type.shape)
 
 
