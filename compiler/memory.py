@@ -18,11 +18,12 @@ from mm2c.checkpoint.names import (
     experts_module,
     layer_vectors,
 )
-from mm2c.config import BLOCK, KvDtype, Mapping, ModelConfig, WeightFormats
+from mm2c.config import BLOCK, Engine, KvDtype, Mapping, ModelConfig, WeightFormats
+from mm2c.plan.scratch import rtx_step
 from mm2c.plan.step import ceil_div, cuda_step, kv_heads_of
 from mm2c_runtime.weights.recipe import ITEMSIZE
 
-# "fp8": as stored; "bf16" converts the linears, "f32" everything; "cuda": as the cuda engine's files have them
+# "fp8": as stored; "bf16" converts the linears, "f32" everything; "cuda": as the files for GPUs have them
 WeightDtype = Literal["fp8", "bf16", "f32", "cuda"]
 KV_ITEMSIZE: dict[str, int] = {"f32": 4, "bf16": 2, "fp8": 1}
 
@@ -123,19 +124,24 @@ def plan_memory(
     activation_dtype: Literal["bf16", "f32"] = "bf16",
     attention_scores: bool = False,
     page: int = 1,
+    engine: Engine = "cuda",
 ) -> MemoryPlan:
     """The plan of every rank of one replica of ``mapping`` (its own ``rank`` does not matter).
 
     ``context``: tokens a row can hold (0: the model's); ``rows``: rows of an attention group decoded together;
-    ``chunk``: tokens of a prefill step; ``weight_dtype`` "cuda" plans the cuda engine's steps, else ONNX Runtime's;
-    ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime does); ``page``: tokens of
-    a page, of which a row takes whole ones.
+    ``chunk``: tokens of a prefill step; ``weight_dtype`` "cuda" plans the steps of ``engine`` on a GPU, else ONNX
+    Runtime's; ``attention_scores``: the engine keeps a step's score matrix in memory (ONNX Runtime does); ``page``:
+    tokens of a page, of which a row takes whole ones.
     """
     context = context or config.context
     kv = 2 * config.layers * kv_heads_of(config, mapping) * config.head_dim * KV_ITEMSIZE[kv_dtype]
     weights = _weights(config, formats, mapping, weight_dtype, context)
     if weight_dtype == "cuda":
-        most = cuda_step(config, mapping, context=context, rows=rows, chunk=chunk, page=page)
+        most = (
+            rtx_step(config, mapping, context=context, rows=rows, chunk=chunk)
+            if engine == "tensorrt-rtx"
+            else cuda_step(config, mapping, context=context, rows=rows, chunk=chunk, page=page)
+        )
         step = (most.activations, most.workspace, most.buffers)
     else:
         size = ITEMSIZE[activation_dtype]

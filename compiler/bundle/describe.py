@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mm2c.bundle.collective_facts import collective_facts
+from mm2c.bundle.describe_plans import BYTES
 from mm2c.bundle.graph_facts import graph_facts, shard_facts
 from mm2c.bundle.rank_graph_file import REBUILD, load_graph, load_model
 from mm2c.bundle.reports import read_reports
@@ -22,6 +23,7 @@ from mm2c.memory import KV_ITEMSIZE
 from mm2c_runtime.errors import BundleError
 from mm2c_runtime.manifest import CudaRank, Manifest, RankProgram
 from mm2c_runtime.manifest_file import read_bundle
+from mm2c_runtime.manifest_tensorrt import PlanRank, TensorRTProgram, bound_name
 from mm2c_runtime.weights.recipe import ITEMSIZE
 from mm2c_runtime.weights.recipe_file import recipes_path
 
@@ -36,8 +38,8 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
     ``graphs`` has each rank's whole graph in the dialect (``rank*/model.onnx``), ``shards`` what of the model each
     rank holds, ``collectives`` the messages of a step, counted in the graphs and compared with the plan, ``ranks``
     the programs that run (a bundle built from config.json alone has none), and ``reports`` the JSON documents of
-    ``report/``. ``plugins``: the plugin library of the cuda engine. ``verified`` and ``golden``: what `mm2c verify`
-    left in the bundle, None where it left nothing.
+    ``report/``. ``plugins``: version of the plugin library, of engines that have one. ``verified`` and ``golden``: what
+    `mm2c verify` left in the bundle, None where it left nothing.
     """
     manifest = read_bundle(bundle, checksums=checksums)
     config = read_config(bundle).model
@@ -66,7 +68,7 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
         "weight_format": manifest.weight_format,
         "checkpoint": manifest.checkpoint.model_dump() if manifest.checkpoint else None,
         "libraries": manifest.libraries,
-        "plugins": manifest.cuda.version if manifest.cuda else None,
+        "plugins": _plugins(manifest),
         **_cache(manifest, graphs[0], shards[: mapping.tp]),
         "graphs": graphs,
         "shards": shards,
@@ -90,6 +92,12 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
                 _cuda_program(bundle, manifest, rank)
                 for rank in (manifest.cuda.ranks if manifest.cuda else ())
             ),
+            *(
+                _tensorrt_program(bundle, manifest, program, rank)
+                for program in (manifest.tensorrt,)
+                if program is not None
+                for rank in program.ranks
+            ),
         ],
         "reports": reports,
         "verified": verified_facts(bundle, reports.get("verify")),
@@ -99,10 +107,19 @@ def describe(bundle: Path, *, checksums: bool = True) -> dict[str, Any]:
     }
 
 
+def _plugins(manifest: Manifest) -> str | None:
+    """The version of the plugin library, where there is one."""
+    if manifest.cuda is not None:
+        return manifest.cuda.version
+    found = manifest.tensorrt.plugins if manifest.tensorrt else None
+    return found.version if found else None
+
+
 def _head(manifest: Manifest, config: ModelConfig, mapping: Mapping) -> Head:
     """As the build chose it; a bundle from config.json alone has no record of it."""
-    if manifest.cuda is not None:
-        return manifest.cuda.head
+    program = manifest.cuda or manifest.tensorrt
+    if program is not None:
+        return program.head
     return (
         cheaper_head(config, mapping) if manifest.engine == "cuda" and manifest.logits == "last" else "gather"
     )
@@ -151,6 +168,42 @@ def _cuda_program(bundle: Path, manifest: Manifest, rank: CudaRank) -> dict[str,
         "weight_bytes": _weight_bytes(bundle, manifest, rank.weights),
         "kv_heads": rank.kv.kv_heads,
     }
+
+
+def _tensorrt_program(
+    bundle: Path, manifest: Manifest, program: TensorRTProgram, rank: PlanRank
+) -> dict[str, Any]:
+    """A step of the first kind: every run goes through as many stages."""
+    graphs = [program.plans[stage.plan].graph for stage in rank.runs[0].stages]
+    models = {graph: load_model(bundle / graph).graph for graph in dict.fromkeys(graphs)}
+    nodes = [node for graph in graphs for node in models[graph].node]
+    kinds = [
+        attribute.s.decode()
+        for node in nodes
+        if node.op_type == "DistCollective"
+        for attribute in node.attribute
+        if attribute.name == "collective_operation"
+    ]
+    return {
+        "lowering": manifest.engine,
+        "rank": rank.rank,
+        "segments": len(graphs),
+        "nodes": len(nodes),
+        **_counts(kinds),
+        "weight_bytes": _bound_bytes(program, rank),
+        "kv_heads": program.kv.kv_heads,
+    }
+
+
+def _bound_bytes(program: TensorRTProgram, rank: PlanRank) -> int:
+    """Of the tensors that the stages read, each once: there may be no file yet."""
+    sizes = {
+        bound_name(tensor.name, stage.first_layer): BYTES[tensor.dtype] * math.prod(map(int, tensor.shape))
+        for stage in rank.runs[0].stages
+        for tensor in program.plans[stage.plan].tensors
+        if tensor.kind == "weight"
+    }
+    return sum(sizes.values())
 
 
 def _counts(kinds: Iterable[str]) -> dict[str, int]:

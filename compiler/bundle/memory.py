@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mm2c.config import BuildOptions
+from mm2c.config import BuildOptions, WeightFormats
 from mm2c.memory import MemoryPlan
+from mm2c.plan.engines import gpu_note
 from mm2c.plan.gpus import USUAL, Gpu, find_gpu, gpu_of_size
 from mm2c.plan.layouts import name
 from mm2c.plan.picture import bar_of_rank, cache_words, draw_memory
@@ -36,7 +37,8 @@ def write_memory(
 def gpu_report(plan: MemoryPlan, options: BuildOptions) -> dict[str, Any]:
     """Bytes of every rank by part, and the tokens of KV cache that all GPUs hold together on usual kinds."""
     first, dp = plan.ranks[0], options.mapping.dp
-    capacity = {kind: dp * _room(find_gpu(kind), plan, options).tokens for kind in USUAL}
+    cards = [find_gpu(kind) for kind in USUAL if not _lacking(find_gpu(kind), options)]
+    capacity = {card.name: dp * _room(card, plan, options).tokens for card in cards}
     shown = ", ".join(f"{tokens(held)} on {kind}" for kind, held in capacity.items() if held) or "none"
     gpus = options.mapping.gpus
     return {
@@ -69,6 +71,8 @@ def find_card(asked: str) -> Gpu:
 
 def card_note(card: Gpu, plan: MemoryPlan, options: BuildOptions) -> str:
     """Whether the ranks fit GPUs of kind ``card``, in a sentence with the figures."""
+    if lacking := _lacking(card, options):
+        return lacking
     room = _room(card, plan, options)
     where = f"{options.mapping.gpus} × {card.title} ({gib(card.memory)} each)"
     if not room.tokens:
@@ -83,8 +87,17 @@ def card_note(card: Gpu, plan: MemoryPlan, options: BuildOptions) -> str:
     return text + ("" if rows else ": not one request of that length fits; `mm2c plan` says what would")
 
 
+def _lacking(card: Gpu, options: BuildOptions) -> str:
+    """Why the engine cannot serve on ``card``, of those that do not know every GPU; nothing where it can."""
+    if options.engine != "tensorrt-rtx":
+        return ""
+    fp8 = frozenset() if options.format == "bf16" else frozenset({"experts"})
+    return gpu_note(card, options.engine, WeightFormats(fp8))
+
+
 def _room(card: Gpu, plan: MemoryPlan, options: BuildOptions) -> Room:
-    rooms = (room_on(card.memory, rank, options.mapping, options.max_rows) for rank in plan.ranks)
+    rows, engine = options.max_rows, options.engine
+    rooms = (room_on(card.memory, rank, options.mapping, rows, engine) for rank in plan.ranks)
     return min(rooms, key=lambda room: room.free)
 
 

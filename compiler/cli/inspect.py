@@ -27,6 +27,13 @@ def inspect(
         bool, typer.Option("--picture", help="Draw one decoder layer of a rank as an SVG file instead.")
     ] = False,
     rank: Annotated[int, typer.Option(min=0, help="Whose layer --picture draws.")] = 0,
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine",
+            help="What the engine runs instead: plans, profiles, layers, precision, device memory.",
+        ),
+    ] = False,
     checksums: Annotated[bool, typer.Option(help="Compare every file's sha256 with the manifest.")] = True,
 ) -> None:
     """Show model, shards, graphs, collectives, memory and reports of a bundle, and check that it is whole.
@@ -36,8 +43,19 @@ def inspect(
       mm2c inspect m2
 
       mm2c inspect m2 --picture layer.svg --rank 1
+
+      mm2c inspect m2 --engine
     """
     with user_errors():
+        if engine:
+            if picture or file is not None:
+                raise UserError(
+                    "--engine draws nothing",
+                    where="--engine, --picture",
+                    remedy="leave one of them away, and the file",
+                )
+            _engine(bundle, as_json=as_json, checksums=checksums)
+            return
         if picture:
             _draw(bundle, file, rank, as_json=as_json, checksums=checksums)
             return
@@ -71,6 +89,24 @@ def _print(facts: dict[str, Any], whole: str) -> None:
     _lines(tables.reports(facts["reports"]))
     _lines(tables.verified(facts))
     _lines([f"files     {facts['files']}, {tables.size_of(facts['bytes'])}, {whole}"])
+
+
+def _engine(bundle: Path, *, as_json: bool, checksums: bool) -> None:
+    from mm2c.bundle.describe_engine import describe_engine
+    from mm2c.cli import inspect_engine as tables
+
+    facts = describe_engine(bundle, checksums=checksums)
+    if as_json:
+        print_json(facts)
+        return
+    _lines(tables.head(facts))
+    program = facts["tensorrt"]
+    if program:
+        print_table(tables.plans(program))
+        _lines(tables.layers(program))
+        _lines(tables.stages(program))
+    if facts["programs"]:
+        print_table(tables.programs(facts["programs"]))
 
 
 def _tables(*found: Table | None) -> None:

@@ -44,10 +44,10 @@ def head(facts: dict[str, Any]) -> list[str]:
 
 def layout(mapping: dict[str, int]) -> str:
     """``tp 2, ep 8, dp 8: 16 GPUs, 2 replicas of 8 ranks; attention-DP: 4 groups of 2 ranks share the experts``."""
-    text = f"tp {mapping['tp']}, ep {mapping['ep']}, dp {mapping['dp']}: {_many(mapping['gpus'], 'GPU')}"
-    text += f", {_many(mapping['replicas'], 'replica')} of {_many(mapping['ranks'], 'rank')}"
+    text = f"tp {mapping['tp']}, ep {mapping['ep']}, dp {mapping['dp']}: {many(mapping['gpus'], 'GPU')}"
+    text += f", {many(mapping['replicas'], 'replica')} of {many(mapping['ranks'], 'rank')}"
     if mapping["attention_dp"] > 1:
-        ranks = _many(mapping["tp"], "rank")
+        ranks = many(mapping["tp"], "rank")
         text += f"; attention-DP: {mapping['attention_dp']} groups of {ranks} each share the experts"
     return text
 
@@ -66,7 +66,7 @@ def graphs(entries: list[dict[str, Any]]) -> Table:
         for g in entries
     ]
     columns = ("rank", "nodes", "inputs", "outputs", "tensors", "weights", "file")
-    return _table("rank graphs (rank*/model.onnx)", columns, rows)
+    return make_table("rank graphs (rank*/model.onnx)", columns, rows)
 
 
 def signature(graph: dict[str, Any]) -> list[str]:
@@ -87,7 +87,7 @@ def signature(graph: dict[str, Any]) -> list[str]:
 def shards(entries: list[dict[str, Any]]) -> list[Table]:
     """What each rank has of the model, and its bytes by part."""
     ranges = ("query_heads", "kv_heads", "experts", "intermediate", "vocabulary")
-    held = _table(
+    held = make_table(
         "shards: which of the model's … a rank holds",
         (
             "rank",
@@ -102,7 +102,7 @@ def shards(entries: list[dict[str, Any]]) -> list[Table]:
         [(s["rank"], s["attention_group"], *(_range(s[n]) for n in ranges), s["tensors"]) for s in entries],
     )
     parts = list(dict.fromkeys(part for s in entries for part in s["bytes_by_part"]))
-    sizes = _table(
+    sizes = make_table(
         "bytes of a rank's tensors",
         ("rank", *parts, "all"),
         [
@@ -146,7 +146,7 @@ def collectives(facts: dict[str, Any]) -> tuple[Table | None, list[str]]:
         if facts["matches"]
         else f"plan      DIFFERS: missing {_some(facts['missing'])}; unexpected {_some(facts['unexpected'])}",
     ]
-    return _table("collectives: bytes that a rank gives to each", columns, rows), lines
+    return make_table("collectives: bytes that a rank gives to each", columns, rows), lines
 
 
 def programs(ranks: list[dict[str, Any]]) -> Table:
@@ -159,7 +159,7 @@ def programs(ranks: list[dict[str, Any]]) -> Table:
         (r["lowering"], *(r[name] for name in counts), size_of(r["weight_bytes"]), r["kv_heads"])
         for r in ranks
     ]
-    return _table("programs that run", columns, rows)
+    return make_table("programs that run", columns, rows)
 
 
 def memory(report: dict[str, Any] | None) -> Table | None:
@@ -170,7 +170,7 @@ def memory(report: dict[str, Any] | None) -> Table | None:
         return None
     titles = [name.removesuffix("_bytes").replace("_", " ") for name in parts]
     rows = [(r["rank"], *(size_of(r[name]) for name in parts)) for r in ranks]
-    return _table("memory of a GPU as planned (report/memory.json)", ("rank", *titles), rows)
+    return make_table("memory of a GPU as planned (report/memory.json)", ("rank", *titles), rows)
 
 
 def reports(found: dict[str, Any]) -> list[str]:
@@ -193,7 +193,7 @@ def _verified(facts: dict[str, Any]) -> list[str]:
         return [f"verify    {text}"]
     worst, reference = found["worst"], found["reference"]
     outcome = "passed" if found["passed"] else f"{found['failed']} FAILED"
-    text = f"verify    {outcome}: {found['kind']}, {_many(found['comparisons'], 'comparison')}"
+    text = f"verify    {outcome}: {found['kind']}, {many(found['comparisons'], 'comparison')}"
     if worst:
         off = (
             "not a number"
@@ -215,7 +215,7 @@ def _golden(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return ["golden    no vectors: `mm2c verify` writes them where it passes"]
     return [
-        f"golden    vectors of {_many(found['rows'], 'row')}, {found['tokens']} tokens, logits of {found['logits']} "
+        f"golden    vectors of {many(found['rows'], 'row')}, {found['tokens']} tokens, logits of {found['logits']} "
         f"({size_of(found['bytes'])}): for `mm2c serve --self-check` and `mm2c verify --golden`"
     ]
 
@@ -229,16 +229,23 @@ def _is_size(name: str, value: Any) -> bool:
     return name.endswith("_bytes") and isinstance(value, (int, float))
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+def make_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    left: Sequence[str] = ("lowering", "where", "kind"),
+) -> Table:
+    """``left``: columns of words; the others hold figures."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("lowering", "where", "kind") else "right")
+        table.add_column(column, justify="left" if column in left else "right")
     for row in rows:
         table.add_row(*map(str, row))
     return table
 
 
-def _many(count: int, noun: str) -> str:
+def many(count: int, noun: str) -> str:
+    """``2 rows``."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
@@ -247,7 +254,7 @@ def _ops(ops: dict[str, int]) -> str:
 
 
 def _kinds(counts: dict[str, int]) -> str:
-    return ", ".join(_many(count, kind.replace("_", "-")) for kind, count in counts.items()) or "none"
+    return ", ".join(many(count, kind.replace("_", "-")) for kind, count in counts.items()) or "none"
 
 
 def _layers(layers: list[int]) -> str:

@@ -69,7 +69,10 @@ def plan(
     ] = False,
     engine: Annotated[
         str,
-        typer.Option(help="cuda, or onnxruntime: all ranks in fp32 in this machine's memory, or --memory."),
+        typer.Option(
+            help="cuda, tensorrt-rtx or tensorrt; or onnxruntime: all ranks in fp32 in this machine's memory, or "
+            "--memory."
+        ),
     ] = "cuda",
     guide: Annotated[
         bool, typer.Option("--guide", help="The configurations of vLLM's guide beside our figures.")
@@ -98,6 +101,8 @@ def plan(
 
       mm2c plan config.json --memory 96GiB --gpus 4 --kv-dtype fp8 -o report
 
+      mm2c plan m2.7 --gpu rtx-pro-6000 --engine tensorrt-rtx --batch 8
+
       mm2c plan m2.7 --guide                                vLLM's guide, recomputed
     """
     with user_errors():
@@ -108,8 +113,14 @@ def plan(
         if engine == "onnxruntime":
             _host(source, memory, tp, ep, dp, context, batch, prefill_chunk, as_json)
             return
-        ask = _ask(source, context, batch, prefill_chunk, kv_dtype)
+        ask = _ask(source, context, batch, prefill_chunk, kv_dtype, engine)
         if guide:
+            if engine != "cuda":
+                raise UserError(
+                    "--guide is about the cuda engine",
+                    where="--guide, --engine",
+                    remedy="leave one of them away",
+                )
             if card or output:
                 raise UserError(
                     "--guide has GPUs of its own",
@@ -124,14 +135,15 @@ def plan(
 
 
 def _card(gpu: str | None, memory: str | None, engine: str) -> Gpu | None:
+    from mm2c.plan.engines import PLANNED
     from mm2c.plan.gpus import find_gpu, gpu_of_size, with_memory
     from mm2c.plan.sizes import parse_size
 
-    if engine not in ("cuda", "onnxruntime"):
+    if engine not in (*PLANNED, "onnxruntime"):
         raise UserError(
             f"--engine {engine} cannot be planned for",
             where="--engine",
-            remedy="cuda (the default) or onnxruntime",
+            remedy=f"{PLANNED[0]} (the default), {', '.join(PLANNED[1:])} or onnxruntime",
         )
     if engine == "onnxruntime" and gpu:
         raise UserError(
@@ -142,7 +154,7 @@ def _card(gpu: str | None, memory: str | None, engine: str) -> Gpu | None:
     size = parse_size(memory) if memory else 0
     if gpu:
         return with_memory(find_gpu(gpu), size) if size else find_gpu(gpu)
-    return gpu_of_size(size, str(memory)) if size and engine == "cuda" else None
+    return gpu_of_size(size, str(memory)) if size and engine != "onnxruntime" else None
 
 
 def _target(fp8: bool, bf16: bool) -> WeightTarget:
@@ -153,8 +165,9 @@ def _target(fp8: bool, bf16: bool) -> WeightTarget:
     return "fp8" if fp8 else "bf16" if bf16 else "stored"
 
 
-def _ask(source: Source, context: int, batch: int, chunk: int, kv_dtype: str) -> Ask:
-    from mm2c.plan.ask import Ask
+def _ask(source: Source, context: int, batch: int, chunk: int, kv_dtype: str, engine: str) -> Ask:
+    from mm2c.plan.ask import Ask, default_context
+    from mm2c.plan.engines import PLANNED
 
     most = source.config.context
     if context > most:
@@ -168,8 +181,15 @@ def _ask(source: Source, context: int, batch: int, chunk: int, kv_dtype: str) ->
         raise UserError(
             f"--kv-dtype {kv_dtype} is none", where="--kv-dtype", remedy="bf16 (the default) or fp8"
         )
-    length = context or most
-    return Ask(source.config, source.formats, length, batch, min(chunk, length), kinds[kv_dtype])
+    (kind,) = (known for known in PLANNED if known == engine)
+    if kind == "tensorrt-rtx" and kv_dtype != "bf16":
+        raise UserError(
+            f"--kv-dtype {kv_dtype}: the {engine} engine keeps its KV cache in bf16",
+            where="--kv-dtype",
+            remedy="leave it away, or --engine cuda",
+        )
+    length = context or default_context(source.config, kind)
+    return Ask(source.config, source.formats, length, batch, min(chunk, length), kinds[kv_dtype], kind)
 
 
 def _one(

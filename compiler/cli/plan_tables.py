@@ -9,9 +9,10 @@ from rich.table import Table
 
 from mm2c.cli.console import err, out, print_table
 from mm2c.plan.advice import remedies, shortage
-from mm2c.plan.ask import Ask
+from mm2c.plan.ask import Ask, default_context
 from mm2c.plan.choice import Considered, Plan
 from mm2c.plan.compare import Base, base_of
+from mm2c.plan.engines import engine_notes, gpu_note
 from mm2c.plan.fit import Fit
 from mm2c.plan.gpus import Gpu
 from mm2c.plan.layouts import flags, name, words
@@ -69,8 +70,9 @@ def print_plan(plan: Plan, source: Source, *, every: bool) -> None:
     own, ask = plan.best, plan.ask
     print_head(ask, source)
     line("GPUs", f"{own.mapping.gpus} × {plan.gpu.title}: {card_words(plan.gpu)}")
-    if plan.gpu.engine_note:
-        line("note", plan.gpu.engine_note)
+    for note in (gpu_note(plan.gpu, ask.engine, ask.formats), *engine_notes(ask)):
+        if note:
+            line("note", note)
     if own.mapping.gpus > plan.gpu.machine:
         line(
             "note",
@@ -88,7 +90,8 @@ def print_plan(plan: Plan, source: Source, *, every: bool) -> None:
     if not plan.given:
         print_table(_considered(plan, every))
     if plan.fits:
-        line("build", _build(plan, source))
+        if ask.engine == "cuda" or not gpu_note(plan.gpu, ask.engine, ask.formats):
+            line("build", _build(plan, source))
         return
     err.print(f"[bold red]does not fit:[/] {escape(shortage(plan))}", soft_wrap=True)
     for remedy in remedies(plan):
@@ -109,9 +112,7 @@ def _memory(own: Fit) -> Table:
         ("attention", weights.attention, "q, k, v and o projections, to the byte"),
         ("embedding, head", weights.embedding + weights.head, "to the byte"),
         ("router, norms, rope", weights.router + weights.norms + weights.rope, "to the byte"),
-        ("activations", rank.activations, "tensors of the largest step, a bound"),
-        ("workspace", rank.workspace, "what its kernels write besides, a bound"),
-        ("buffers", rank.buffers, "inputs, block tables and logits between steps"),
+        *_step_parts(own),
         ("reserve", room.reserve, f"{len(decode_buckets(own.rows))} CUDA graphs and 2 %, as the engine keeps it"),
         ("system", room.system + room.collectives, "driver, context and NCCL, an estimate"),
     ]  # fmt: skip
@@ -133,6 +134,24 @@ def _memory(own: Fit) -> Table:
     table.add_section()
     table.add_row("memory", f"{room.memory / 2**30:,.2f}", "", "as the driver reports it")
     return table
+
+
+def _step_parts(own: Fit) -> list[tuple[str, int, str]]:
+    rank = own.tightest.rank
+    if own.ask.engine == "tensorrt-rtx":
+        return [
+            (
+                "scratch",
+                rank.workspace,
+                "experts in bf16 and copies of caches, of the largest step; estimated",
+            ),
+            ("buffers", rank.buffers, "inputs, states between stages and logits"),
+        ]
+    return [
+        ("activations", rank.activations, "tensors of the largest step, a bound"),
+        ("workspace", rank.workspace, "what its kernels write besides, a bound"),
+        ("buffers", rank.buffers, "inputs, block tables and logits between steps"),
+    ]
 
 
 def _capacity(plan: Plan) -> str:
@@ -177,8 +196,10 @@ def _considered(plan: Plan, every: bool) -> Table:
 
 def _build(plan: Plan, source: Source) -> str:
     own, ask = plan.best, plan.ask
-    words = ["mm2c build", source.given, flags(own.mapping), "--engine cuda"]
-    if ask.context != ask.config.context:
+    words = ["mm2c build", source.given, flags(own.mapping), f"--engine {ask.engine}"]
+    if ask.engine == "tensorrt-rtx" and plan.gpu.sm:
+        words.append(f"--target sm{plan.gpu.sm}")
+    if ask.context != default_context(ask.config, ask.engine):
         words.append(f"--context {ask.context}")
     if own.rows != 8:
         words.append(f"--max-rows {own.rows}")
@@ -191,6 +212,8 @@ def _build(plan: Plan, source: Source) -> str:
 
 def print_overview(plans: Sequence[Plan], source: Source) -> None:
     print_head(plans[0].ask, source)
+    for note in engine_notes(plans[0].ask):
+        line("note", note)
     out.print()
     table = Table(title="GPUs", title_justify="left")
     table.add_column("GPU")
@@ -206,7 +229,9 @@ def print_overview(plans: Sequence[Plan], source: Source) -> None:
             gib(own.tightest.rank.weights.total),
             tokens(own.kv_capacity_tokens),
             f"{plan.step.seconds * 1e3:.2f} ms",
-            ("no engine" if plan.gpu.engine_note else "") if plan.fits else f"short of {gib(own.short)}",
+            ("no engine" if gpu_note(plan.gpu, plan.ask.engine, plan.ask.formats) else "")
+            if plan.fits
+            else f"short of {gib(own.short)}",
             style="" if plan.fits else "red",
         )
     print_table(table)

@@ -98,7 +98,7 @@ def _counts(ep: int, dp: int) -> list[int]:
 
 
 def _given(ask: Ask, gpu: Gpu, mapping: Mapping) -> Plan:
-    if fault := fault_of(ask.config, mapping):
+    if fault := fault_of(ask.config, mapping, ask.engine, ask.formats):
         raise UserError(
             fault.what, where=fault.where or "--tp, --ep, --dp", remedy=_near(ask, gpu, mapping, fault)
         )
@@ -113,7 +113,7 @@ def _near(ask: Ask, gpu: Gpu, wanted: Mapping, fault: UserError | None) -> str:
     from mm2c.passes.legality import nearest
 
     def runs(mapping: Mapping) -> bool:
-        return fault_of(ask.config, mapping) is None
+        return fault_of(ask.config, mapping, ask.engine, ask.formats) is None
 
     def has_room(mapping: Mapping) -> bool:
         return runs(mapping) and fit(ask, gpu, mapping).fits
@@ -144,7 +144,7 @@ def _impossible(ask: Ask, gpu: Gpu, gpus: int, ep: int, dp: int) -> UserError:
     count = gpus or max(ep, dp, 1)
     asked = [f"--{kind} {size}" for kind, size in (("gpus", gpus), ("ep", ep), ("dp", dp)) if size]
     wanted = Mapping(max(count // (dp or 1), 1), ep or 1, dp or 1)
-    fault = fault_of(ask.config, wanted)
+    fault = fault_of(ask.config, wanted, ask.engine, ask.formats)
     return UserError(
         f"no layout of {' '.join(asked)} can work" + (f": {fault.what}" if fault else ""),
         where="--gpus, --ep, --dp",
@@ -156,7 +156,7 @@ def _best_on(ask: Ask, gpu: Gpu, gpus: int, ep: int, dp: int) -> Plan | None:
     """None where no layout is legal."""
     found, refused = [], []
     for mapping in layouts(gpus, ep=ep, dp=dp):
-        fault = fault_of(ask.config, mapping)
+        fault = fault_of(ask.config, mapping, ask.engine, ask.formats)
         if fault:
             refused.append(Considered(mapping, "not possible", fault.what))
         else:
@@ -211,9 +211,14 @@ def _chosen(own: Fit, step: DecodeStep, fitting: int, legal: int) -> str:
 def _figures(own: Fit, step: DecodeStep) -> str:
     messages = f"{step.messages} messages, {step.sent / 1e6:.1f} MB" if step.messages else "no messages"
     return (
-        f"a step reads {step.read / 1e9:.1f} GB a GPU ({step.memory_seconds * 1e3:.2f} ms) and sends {messages} "
-        f"({step.message_seconds * 1e3:.2f} ms)"
+        f"a step {_moves(own)} {step.read / 1e9:.1f} GB a GPU ({step.memory_seconds * 1e3:.2f} ms) and sends "
+        f"{messages} ({step.message_seconds * 1e3:.2f} ms)"
     )
+
+
+def _moves(own: Fit) -> str:
+    """TensorRT-RTX writes experts that it has read, and reads them again."""
+    return "moves" if own.ask.engine == "tensorrt-rtx" else "reads"
 
 
 def _left(own: Fit, step: DecodeStep, best: Fit, its: DecodeStep) -> Considered:
@@ -226,16 +231,16 @@ def _left(own: Fit, step: DecodeStep, best: Fit, its: DecodeStep) -> Considered:
         return Considered(own.mapping, "no room", why, own, step)
     slower = step.seconds / its.seconds
     more = own.kv_capacity_tokens / max(best.kv_capacity_tokens, 1)
-    cause = _cause(step, its)
+    cause = _cause(step, its, _moves(own))
     why = f"{slower:.2f} × the step" + (f": {cause}" if slower > ALIKE else "")
     if abs(more - 1) > 0.01:
         why += f"; {more:.2f} × the tokens"
     return Considered(own.mapping, "fits", why, own, step)
 
 
-def _cause(step: DecodeStep, its: DecodeStep) -> str:
+def _cause(step: DecodeStep, its: DecodeStep, moves: str) -> str:
     """Which of a step's two parts is longer than the chosen layout's."""
     reads, waits = step.memory_seconds - its.memory_seconds, step.message_seconds - its.message_seconds
     if reads >= waits:
-        return f"reads {step.read / 1e9:.1f} GB a GPU, not {its.read / 1e9:.1f}"
+        return f"{moves} {step.read / 1e9:.1f} GB a GPU, not {its.read / 1e9:.1f}"
     return f"{step.messages} messages of {step.sent / 1e6:.1f} MB, not {its.messages} of {its.sent / 1e6:.1f}"

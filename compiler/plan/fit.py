@@ -70,13 +70,15 @@ class Fit:
 
     def requests_of(self, context: int) -> int:
         """Requests of ``context`` tokens that fit at once, over all groups."""
-        return self.mapping.dp * (self.group_tokens // (-(-context // PAGE) * PAGE))
+        page = self.ask.page
+        return self.mapping.dp * (self.group_tokens // (-(-context // page) * page))
 
 
 def fit(ask: Ask, gpu: Gpu, mapping: Mapping) -> Fit:
     """The figures of ``mapping``, which is legal for the model, on ``mapping.gpus`` GPUs of kind ``gpu``."""
     memory = memory_of(ask, mapping)
-    rooms = tuple(room_on(gpu.memory, rank, mapping, ask.rows(mapping)) for rank in memory.ranks)
+    rows = ask.rows(mapping)
+    rooms = tuple(room_on(gpu.memory, rank, mapping, rows, ask.engine) for rank in memory.ranks)
     return Fit(ask, gpu, mapping, memory, rooms)
 
 
@@ -91,5 +93,6 @@ def memory_of(ask: Ask, mapping: Mapping) -> MemoryPlan:
         chunk=ask.chunk,
         weight_dtype="cuda",
         kv_dtype=ask.kv_dtype,
-        page=PAGE,
+        page=ask.page,
+        engine=ask.engine,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mm2c.config import Mapping, ModelConfig
+from mm2c.config import BuildOptions, Engine, Mapping, ModelConfig, WeightFormats
 from mm2c.errors import UserError
 
 MOST_GPUS = 64  # that a layout is looked for on
@@ -21,14 +21,24 @@ def layouts(gpus: int, *, tp: int = 0, ep: int = 0, dp: int = 0) -> Iterator[Map
             )
 
 
-def fault_of(config: ModelConfig, mapping: Mapping) -> UserError | None:
-    """Why neither the model nor the cuda engine's kernels allow a cut; None where they do."""
+def fault_of(
+    config: ModelConfig,
+    mapping: Mapping,
+    engine: Engine = "cuda",
+    formats: WeightFormats | None = None,
+) -> UserError | None:
+    """Why the model or what ``engine`` has kernels for do not allow a cut; None where they do. ``formats``: of the
+    weights, which TensorRT cuts by whole blocks."""
     from mm2c.engine.cuda_limits import check_cuda
+    from mm2c.engine.tensorrt_limits import check_tensorrt
     from mm2c.passes.legality import check_mapping
 
     try:
         check_mapping(config, mapping)
-        check_cuda(config, mapping)
+        if engine == "cuda":
+            check_cuda(config, mapping)
+        else:
+            check_tensorrt(config, formats or WeightFormats(), BuildOptions(mapping, engine))
     except UserError as error:
         return error
     return None

@@ -36,7 +36,7 @@ def overview_json(plans: Sequence[Plan], title: str) -> dict[str, Any]:
         "asked": asked_json(ask),
         "gpus": [
             {
-                "gpu": gpu_json(plan.gpu),
+                "gpu": gpu_json(plan.gpu, ask),
                 "gpus": plan.best.mapping.gpus,
                 "layout": layout_json(plan.best.mapping),
                 "fits": plan.fits,

@@ -10,6 +10,7 @@ from mm2c.plan.advice import remedies, shortage
 from mm2c.plan.ask import Ask
 from mm2c.plan.choice import Considered, Plan
 from mm2c.plan.compare import Comparison, base_of
+from mm2c.plan.engines import engine_notes, gpu_note
 from mm2c.plan.fit import Fit
 from mm2c.plan.gpus import Gpu
 from mm2c.plan.guide import KV_GB_PER_MILLION, WEIGHTS_GB
@@ -27,7 +28,8 @@ def plan_json(plan: Plan, title: str) -> dict[str, Any]:
     return {
         "model": model_json(plan.ask, title),
         "asked": asked_json(plan.ask),
-        "gpu": gpu_json(plan.gpu),
+        "gpu": gpu_json(plan.gpu, plan.ask),
+        "notes": list(engine_notes(plan.ask)),
         "gpus": own.mapping.gpus,
         "layout": layout_json(own.mapping) | {"given": plan.given, "why": plan.why},
         "fits": plan.fits,
@@ -71,10 +73,11 @@ def asked_json(ask: Ask) -> dict[str, Any]:
         "prefill_chunk": ask.chunk,
         "kv_dtype": ask.kv_dtype,
         "fp8_modules": len(ask.formats.fp8),
+        "engine": ask.engine,
     }
 
 
-def gpu_json(gpu: Gpu) -> dict[str, Any]:
+def gpu_json(gpu: Gpu, ask: Ask) -> dict[str, Any]:
     return {
         "name": gpu.name,
         "title": gpu.title,
@@ -83,7 +86,7 @@ def gpu_json(gpu: Gpu) -> dict[str, Any]:
         "bandwidth_bytes_per_s": gpu.bandwidth,
         "link_bytes_per_s": gpu.link,
         "speeds_assumed": not gpu.known,
-        "note": gpu.engine_note,
+        "note": gpu_note(gpu, ask.engine, ask.formats),
     }
 
 

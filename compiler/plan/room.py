@@ -1,15 +1,16 @@
-"""Where the memory of a GPU goes before the KV cache gets the rest: the cuda engine's own rule, with estimates for
-what it measures when it starts.
+"""Where the memory of a GPU goes before the KV cache gets the rest: the engines' own rule, with estimates for what
+they measure when they start.
 
-The engine runs the largest step, then keeps twice its bytes (captured decode steps have memory of their own), so
-many bytes for each captured step, and a margin; what the driver, the libraries and NCCL took was gone before.
+The cuda engine runs the largest step, then keeps twice its bytes (captured decode steps have memory of their own), so
+many bytes for each captured step, and a margin; what the driver, the libraries and NCCL took was gone before. Plans of
+TensorRT-RTX are given one scratch memory, which captured steps share.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mm2c.config import PAGE, Mapping
+from mm2c.config import PAGE, Engine, Mapping
 from mm2c.memory import RankMemory
 
 GRAPH_BYTES = 24 << 20  # of a captured decode step, as the cuda engine reserves it
@@ -48,12 +49,13 @@ class Room:
         return max(0, self.free // (PAGE * self.rank.kv_per_token) - self.kept) * PAGE
 
 
-def room_on(memory: int, rank: RankMemory, mapping: Mapping, rows: int) -> Room:
+def room_on(memory: int, rank: RankMemory, mapping: Mapping, rows: int, engine: Engine = "cuda") -> Room:
     """The room of a GPU of ``memory`` bytes that decodes up to ``rows`` rows."""
+    again = 0 if engine == "tensorrt-rtx" else rank.step
     return Room(
         memory,
         rank,
-        reserve=rank.step + len(decode_buckets(rows)) * GRAPH_BYTES + int(MARGIN * memory),
+        reserve=again + len(decode_buckets(rows)) * GRAPH_BYTES + int(MARGIN * memory),
         system=DRIVER_BYTES,
         collectives=communicators(mapping) * CHANNELS_BYTES,
         kept=int(mapping.attention_dp > 1),  # of the row that a group without requests runs

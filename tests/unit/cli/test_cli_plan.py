@@ -159,7 +159,7 @@ def test_a_terminal_of_100_columns_is_enough(arguments: list[str], monkeypatch: 
         (("m2.7", "--context", 300000), "longer than the model's context of 204800"),
         (("m2.7", "--kv-dtype", "int4"), "--kv-dtype int4"),
         (("m2.7", "--fp8", "--bf16"), "exclude each other"),
-        (("m2.7", "--engine", "tensorrt"), "cannot be planned for"),
+        (("m2.7", "--engine", "tpu"), "cannot be planned for"),
         (("m2.7", "--engine", "onnxruntime", "--gpu", "h200"), "runs on the CPU"),
         (("m2.7", "-o", "report"), "a report is of one kind of GPU"),
         (("m2.7", "--guide", "--gpu", "h200"), "--guide has GPUs of its own"),

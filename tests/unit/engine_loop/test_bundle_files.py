@@ -146,7 +146,7 @@ def test_no_place_to_remember_hashes(folder: Path, tmp_path: Path) -> None:
     [
         ({"format": 99}, "the bundle has format 99"),
         ({"checkpoint": None}, "built from config.json alone"),
-        ({"engine": "tensorrt"}, "for the engine tensorrt, which this runtime does not have"),
+        ({"engine": "tensorrt"}, "for the engine tensorrt and names no programs"),
         ({"engine": "cuda"}, "for the engine cuda and names no programs"),
         ({"lowerings": {}}, "has no lowering 'fast'"),
         ({"limits": {"context": "many", "max_rows": 1, "prefill_chunk": 1}}, "limits.context: "),

@@ -43,11 +43,11 @@ def test_the_runtime_never_imports_the_compiler_nor_transformers() -> None:
         assert not tops & {"mm2c", "transformers"}, path
 
 
-def test_only_the_cuda_executor_needs_torch() -> None:
-    """Serving on ONNX Runtime works without torch; elsewhere it is imported when the cuda engine is asked for."""
-    runtime = ROOT / "model_repo" / "runtime"
+def test_only_the_executors_of_gpus_need_torch() -> None:
+    """Serving on ONNX Runtime works without torch; elsewhere it is imported when an engine for GPUs is asked for."""
+    executors = ROOT / "model_repo" / "runtime" / "executors"
     for path in (ROOT / "model_repo").rglob("*.py"):
-        if (runtime / "executors" / "cuda") not in path.parents:
+        if not {executors / "cuda", executors / "tensorrt"}.intersection(path.parents):
             assert "torch" not in {name.split(".")[0] for name in _imports(path, at_once=True)}, path
 
 
