@@ -39,10 +39,11 @@ class Graphs:
         )
 
     @classmethod
-    def load(cls, stage: Path) -> Graphs:
+    def load(cls, stage: Path, *, bare: bool = False) -> Graphs:
+        """``bare``: without the recipes, of which a bundle without weights has no files."""
         raw = json.loads((stage / STAGE_FILE).read_text(encoding="utf-8"))
         return cls(
-            {path: read_recipes(stage / path) for path in raw["weights"]},
+            {} if bare else {path: read_recipes(stage / path) for path in raw["weights"]},
             {name: Lowering.model_validate(value) for name, value in raw["lowerings"].items()},
             CudaProgram.model_validate(raw["cuda"]) if raw["cuda"] else None,
             TensorRTProgram.model_validate(raw["tensorrt"]) if raw["tensorrt"] else None,

@@ -163,8 +163,7 @@ class _Build:
             (stage / "config.json").write_bytes(path.read_bytes())
             program = None
             if plans:
-                program = stages.graphs(recipes, graphs, stage)
-                stages.prove(program.recipes, recipes, stage)
+                program = stages.graphs(recipes, graphs, stage, bare=True)
                 if self.library:
                     carried.write_plugins(self.library, stage)
                 program = self._planned(plans, stages, program, stage)

@@ -45,21 +45,23 @@ class Stages:
         self.made: list[str] = []
         self.reused: list[str] = []
 
-    def graphs(self, recipes: dict[str, Recipe], key: str, stage: Path) -> Graphs:
+    def graphs(self, recipes: dict[str, Recipe], key: str, stage: Path, *, bare: bool = False) -> Graphs:
         """Trace, shard and lower; writes every file of ``rank*/`` but weights, the recipes of every weight file
-        beside it, and the picture of a layer."""
+        beside it, and the picture of a layer. ``bare``: for a bundle without weights, proved here, without recipes."""
         title = f"graphs of {self.options.mapping.ranks} rank(s)"
         if self.cache.fetch("graphs", key, stage) is not None:
             self.reused.append(title)
-            graphs = Graphs.load(stage)
+            graphs = Graphs.load(stage, bare=bare)
         else:
             graphs = self._written(recipes, stage)
-            for path, of_file in graphs.recipes.items():
+            for path, of_file in () if bare else graphs.recipes.items():
                 write_recipes(stage / path, of_file)
             (stage / STAGE_FILE).write_text(graphs.dump(), encoding="utf-8")
             kinds = ("rank*/*.onnx", f"rank*/*{SUFFIX}", "rank*/cuda.json", "plans/*.onnx")
             written = [*(path for kind in kinds for path in stage.glob(kind)), stage / STAGE_FILE]
             written.append(write_layer_picture(stage, self.options.mapping.ranks))
+            if bare:
+                written.append(self.prove(graphs.recipes, recipes, stage))
             self.cache.store("graphs", key, stage, [path.relative_to(stage).as_posix() for path in written])
             self.made.append(title)
         (stage / STAGE_FILE).unlink()

@@ -160,7 +160,10 @@ def test_deferred_plans_need_no_library(
         (["--engine", "tensorrt-rtx", "--weights", "checkpoint"], ["reads its weights from the bundle"]),
         (["--engine", "tensorrt-rtx", "--kv-dtype", "fp8"], ["keeps its KV cache in bf16"]),
         (["--engine", "tensorrt-rtx", "--context", "9999999"], ["longer than the model's context"]),
-        (["--engine", "tensorrt-rtx", "--context", "64", "--prefill-chunk", "65"], ["than a row's 64 tokens"]),
+        (
+            ["--engine", "tensorrt-rtx", "--context", "64", "--prefill-chunk", "65"],
+            ["than a row's 64 tokens"],
+        ),
         (["--engine", "tensorrt"], ["no NVIDIA GPU", "--defer-plan"]),
     ],
 )
