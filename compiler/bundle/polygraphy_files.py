@@ -61,8 +61,8 @@ _TEMPLATE = r"""#!/usr/bin/env bash
 #   report/polygraphy.sh [onnxrt|tensorrt|both] [PLAN [PROFILE]]
 #
 # onnxrt runs the plan's graph in f32 on the CPU, which needs no GPU; tensorrt runs the plan on the GPU and compares
-# with what onnxrt left in $WORK; both (the default) is one after the other. Without PLAN every plan is compared. An
-# output passes where its signal-to-noise ratio is at least $SNR dB; bf16 rounds to about 30.
+# with what onnxrt left in $WORK; both is one after the other, and the default where there is a GPU. Without PLAN every
+# plan is compared. An output passes where its signal-to-noise ratio is at least $SNR dB; bf16 rounds to about 30.
 #
 # Needs polygraphy, onnx, onnxruntime and torch, and for the plans @MODULE@ and libcudart.so in LD_LIBRARY_PATH.
 # Variables: RANK whose weights (default: the first that runs the plan), LAYER which of its stages, ROWS and TOKENS of
@@ -73,8 +73,15 @@ _TEMPLATE = r"""#!/usr/bin/env bash
 # TensorRT first builds the same graph without them. The same is done where a plan is still to be built.
 set -euo pipefail
 
-half=${1:-both}
+half=${1:-}
 only=${2:-}
+if [ -z "$half" ]; then
+  half=both
+  if ! nvidia-smi -L >/dev/null 2>&1; then
+    echo "no NVIDIA GPU is here: the half onnxrt alone" >&2
+    half=onnxrt
+  fi
+fi
 case "$half" in onnxrt | tensorrt | both) ;; *)
   sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//' >&2
   exit 2

@@ -91,6 +91,15 @@ def test_the_onnx_runtime_half_runs(bundles: dict[str, Path], tmp_path: Path) ->
     assert json.loads((tmp_path / "decode.1.0.rank0.json").read_text())
 
 
+def test_without_a_gpu_that_half_is_what_runs(bundles: dict[str, Path], tmp_path: Path) -> None:
+    need_polygraphy()
+    result = run(bundles["one"], "", "decode.1", WORK=str(tmp_path), ROWS="2", CUDA_VISIBLE_DEVICES="")
+    if shutil.which("nvidia-smi") is None:
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "no NVIDIA GPU is here" in result.stderr
+        assert "PASSED: 1 (onnxrt)" in result.stdout
+
+
 def test_a_gathered_head_and_pages_run_alone(bundles: dict[str, Path], tmp_path: Path) -> None:
     need_polygraphy()
     for name, plan in (("two", "prefill.0"), ("paged", "step.0")):

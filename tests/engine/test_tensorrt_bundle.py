@@ -177,5 +177,15 @@ def test_refusals_come_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_serving_is_refused_before_a_server_starts(checkpoint: Path, built: Path, tmp_path: Path) -> None:
+    build(checkpoint, *RTX, "--defer-plan", "-o", tmp_path / "later")
+    for bundle, words in ((built, "no NVIDIA GPU"), (tmp_path / "later", "plans are still to be built")):
+        for command in (["serve", str(bundle)], ["chat", "--local", str(bundle), "-m", "Hello"]):
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 2, result.output
+            assert words in " ".join(result.output.split())
+            assert "starting tritonserver" not in result.output
+
+
 def test_finish_takes_no_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert "takes no checkpoint" in refused(checkpoint, "--finish", tmp_path)
