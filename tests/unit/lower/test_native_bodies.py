@@ -107,7 +107,18 @@ def test_attention_of_several_new_tokens_in_a_row(width: int, past: int) -> None
 
 
 def _attention(batch: int, width: int, past: list[int], heads: int, kv_heads: int) -> None:
-    rng, dim, rotary, slots = np.random.default_rng(width), 8, 4, 16
+    given, attributes = attention_inputs(past, [width] * batch, heads, kv_heads)
+    rng, shape = np.random.default_rng(batch), (batch, kv_heads, 16, attributes["head_dim"])
+    given |= {"k_cache": f32(rng, *shape), "v_cache": f32(rng, *shape)}
+    agree("M2Attention", given, "dense", {}, **attributes)
+
+
+def attention_inputs(
+    past: list[int], new: list[int], heads: int, kv_heads: int
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """All inputs but the cache, as wide as the longest row, and the attributes."""
+    batch, width, dim, rotary = len(past), max(new), 8, 4
+    rng = np.random.default_rng(width)
     q, k = f32(rng, batch, width, heads * dim), f32(rng, batch, width, kv_heads * dim)
     angles = f32(rng, 64, rotary // 2)
     given = {
@@ -120,40 +131,22 @@ def _attention(batch: int, width: int, past: list[int], heads: int, kv_heads: in
         "cos": np.cos(angles),
         "sin": np.sin(angles),
         "past_len": np.array(past, np.int32),
-        "new_len": np.full(batch, width, np.int32),
-        "k_cache": f32(rng, batch, kv_heads, slots, dim),
-        "v_cache": f32(rng, batch, kv_heads, slots, dim),
+        "new_len": np.array(new, np.int32),
     }
-    widths = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "rotary_dim": rotary, "eps": 1e-6}
-    totals = {"q_total": heads * dim, "k_total": kv_heads * dim}
-    agree("M2Attention", given, "dense", {}, scale=dim**-0.5, **widths, **totals)
+    attributes = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "rotary_dim": rotary, "eps": 1e-6}
+    attributes |= {"scale": dim**-0.5, "q_total": heads * dim, "k_total": kv_heads * dim}
+    return given, attributes
 
 
 @pytest.mark.parametrize(("past", "new"), [([0], [6]), ([5, 0, 11], [1, 1, 1]), ([3, 0], [2, 4])])
 @pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
 def test_attention_over_pages(past: list[int], new: list[int], heads: tuple[int, int]) -> None:
     """Padding included: the third case has rows of two and of four tokens."""
-    batch, width, (query, kv) = len(past), max(new), heads
-    rng, dim, rotary, page, pages = np.random.default_rng(width), 8, 4, 4, 16
-    q, k = f32(rng, batch, width, query * dim), f32(rng, batch, width, kv * dim)
-    angles = f32(rng, 64, rotary // 2)
-    given = {
-        "q": q,
-        "k": k,
-        "v": f32(rng, batch, width, kv * dim),
-        "s": np.stack([np.square(q).sum(-1), np.square(k).sum(-1)], -1),
-        "q_weight": f32(rng, query * dim),
-        "k_weight": f32(rng, kv * dim),
-        "cos": np.cos(angles),
-        "sin": np.sin(angles),
-        "past_len": np.array(past, np.int32),
-        "new_len": np.array(new, np.int32),
-        "block_table": rng.permutation(pages)[: batch * 4].reshape(batch, 4).astype(np.int32),
-        "k_cache": f32(rng, pages, page, kv, dim),
-        "v_cache": f32(rng, pages, page, kv, dim),
-    }
-    attributes = {"heads": query, "kv_heads": kv, "head_dim": dim, "rotary_dim": rotary, "eps": 1e-6}
-    attributes |= {"scale": dim**-0.5, "q_total": query * dim, "k_total": kv * dim}
+    given, attributes = attention_inputs(past, new, *heads)
+    rng, pages, batch = np.random.default_rng(len(past)), 16, len(past)
+    shape = (pages, 4, heads[1], attributes["head_dim"])
+    table = rng.permutation(pages)[: batch * 4].reshape(batch, 4).astype(np.int32)
+    given |= {"block_table": table, "k_cache": f32(rng, *shape), "v_cache": f32(rng, *shape)}
     wanted = run("M2PagedAttention", specified("M2PagedAttention"), given, **attributes)
     got = run("M2PagedAttention", native_bodies({"M2PagedAttention"}, "dense", FLOAT), given, **attributes)
     for row, count in enumerate(new):
